@@ -1,0 +1,103 @@
+//! Rejects: records that failed, kept as data. A reject carries the original bytes, the stage, the reason and the
+//! origin, and goes to the dead-letter sink as an ordinary batch of [`schema`].
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, BinaryBuilder, RecordBatch, StringBuilder};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+
+use crate::batch::{Batch, Row};
+
+/// Why a record was rejected: a closed list, so that it can be a metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The bytes are not of the declared format (broken JSON, invalid UTF-8 ...).
+    Malformed,
+    /// A tombstone where a record was expected.
+    NoValue,
+    /// A required field is missing or null.
+    MissingField,
+    /// A field has another type than declared.
+    WrongType,
+    /// A field the schema does not have, where extra fields are refused.
+    UnknownField,
+    /// A number outside its declared range, or NaN or infinite where that is refused.
+    OutOfRange,
+    /// A check of the topology is false or null.
+    CheckFailed,
+    /// The event time is missing, before the earliest allowed or too far in the future.
+    BadEventTime,
+    /// Later than the allowed lateness, where late events go to the dead-letter sink.
+    Late,
+    /// The entity key is null.
+    MissingKey,
+    /// An expression failed on this record (overflow, invalid cast ...).
+    ExpressionFailed,
+    /// The model failed on this record or answered NaN.
+    ModelFailed,
+    /// Larger than the allowed size.
+    TooLarge,
+}
+
+impl Reason {
+    /// The label in headers and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::Malformed => "malformed",
+            Reason::NoValue => "no_value",
+            Reason::MissingField => "missing_field",
+            Reason::WrongType => "wrong_type",
+            Reason::UnknownField => "unknown_field",
+            Reason::OutOfRange => "out_of_range",
+            Reason::CheckFailed => "check_failed",
+            Reason::BadEventTime => "bad_event_time",
+            Reason::Late => "late",
+            Reason::MissingKey => "missing_key",
+            Reason::ExpressionFailed => "expression_failed",
+            Reason::ModelFailed => "model_failed",
+            Reason::TooLarge => "too_large",
+        }
+    }
+}
+
+/// One record that failed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reject {
+    /// The node where it failed: the stage.
+    pub stage: Arc<str>,
+    /// Why, as a label.
+    pub reason: Reason,
+    /// Why, for a person: field, value, expectation. Never longer than a few hundred characters.
+    pub detail: String,
+    /// The original bytes; empty for a tombstone.
+    pub payload: Vec<u8>,
+    /// Where it came from.
+    pub row: Row,
+}
+
+/// The columns of a batch of rejects: `payload` (binary), `stage`, `reason`, `detail` (text).
+pub fn schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("payload", DataType::Binary, false),
+        Field::new("stage", DataType::Utf8, false),
+        Field::new("reason", DataType::Utf8, false),
+        Field::new("detail", DataType::Utf8, false),
+    ]))
+}
+
+/// Rejects as a batch of [`schema`], in order.
+pub fn to_batch(rejects: &[Reject]) -> Batch {
+    let (mut payload, mut stage, mut reason, mut detail) =
+        (BinaryBuilder::new(), StringBuilder::new(), StringBuilder::new(), StringBuilder::new());
+    for reject in rejects {
+        payload.append_value(&reject.payload);
+        stage.append_value(&reject.stage);
+        reason.append_value(reject.reason.as_str());
+        detail.append_value(&reject.detail);
+    }
+    let columns: Vec<ArrayRef> =
+        vec![Arc::new(payload.finish()), Arc::new(stage.finish()), Arc::new(reason.finish()), Arc::new(detail.finish())];
+    let records = RecordBatch::try_new(schema(), columns).expect("the builders follow the schema");
+    Batch::new(records, rejects.iter().map(|r| r.row).collect())
+}

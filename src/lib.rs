@@ -1,0 +1,8 @@
+//! Millstream: a streaming dataflow engine for online machine learning.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod offline;
+pub mod sinks;
+pub mod sources;
+pub mod topology;

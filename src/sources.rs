@@ -1,0 +1,143 @@
+//! Sources: where events come from. One kind a connection; formats ([`FormatKind`](millstream_operators::decode::FormatKind)) are apart.
+//!
+//! A connector reads on threads of its own and hands batches to one bounded [`Port`] a worker. A full port makes the
+//! connector wait, and so the broker keep the rest: that is the engine's backpressure. Positions (partition -> next
+//! offset) belong to the checkpoint, never to the connector.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread::JoinHandle;
+
+use millstream_operators::kinds;
+use millstream_operators::reject::Reject;
+use millstream_operators::{Batch, Messages};
+
+pub mod file;
+pub mod kafka;
+pub mod memory;
+pub mod partitions;
+
+pub use partitions::{Partitions, Positions};
+
+kinds! {
+    /// Where events come from.
+    pub enum SourceKind("source") {
+        "kafka" => Kafka(kafka::KafkaSource),
+        "file" => File(file::FileSource),
+        "memory" => Memory(memory::MemorySource),
+    }
+}
+
+/// What a connector hands to a worker.
+#[derive(Debug)]
+pub enum Arrival {
+    /// Messages to decode, all of one partition or several, in offset order within each.
+    Messages(Messages),
+    /// Rows that are already decoded (Parquet files, replays), and the records that failed on the way.
+    Records(Batch, Vec<Reject>),
+    /// Everything before the timely time has been handed over (replays, which decide about time themselves).
+    Advance(u64),
+    /// The newest event time that `partition` will not go back behind by more than the lateness is not known any more:
+    /// it has no events.
+    Idle(u32),
+    /// No more will come: the end of a bounded source.
+    End,
+}
+
+/// A worker's bounded inbox for one source. Sending wakes the worker.
+pub struct Port {
+    sender: crossbeam_channel::Sender<Arrival>,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+/// The worker is gone: the connector stops.
+#[derive(Debug, thiserror::Error)]
+#[error("the worker has stopped")]
+pub struct Closed;
+
+impl Port {
+    /// A port that sends into `sender` and calls `wake` after every send.
+    pub fn new(sender: crossbeam_channel::Sender<Arrival>, wake: Box<dyn Fn() + Send + Sync>) -> Self {
+        Port { sender, wake }
+    }
+
+    /// Hands `arrival` over; waits while the inbox is full.
+    ///
+    /// # Errors
+    /// [`Closed`] if the worker has stopped.
+    pub fn send(&self, arrival: Arrival) -> Result<(), Closed> {
+        self.sender.send(arrival).map_err(|_| Closed)?;
+        (self.wake)();
+        Ok(())
+    }
+}
+
+/// What a connector needs to start.
+pub struct Start {
+    /// The source's name in the topology, for messages and metrics.
+    pub name: Arc<str>,
+    /// The source's index in the plan: `Row::source`.
+    pub source: u16,
+    /// Name of the job: the consumer group.
+    pub job: Arc<str>,
+    /// The folder that relative paths start from.
+    pub folder: std::path::PathBuf,
+    /// Largest message accepted, in bytes; a larger one is handed over truncated to this plus one byte, for the decoder
+    /// to reject.
+    pub message_size_max: usize,
+    /// Where to go on: the next offset of each partition. A partition that is not named starts at the kind's default.
+    pub positions: Positions,
+    /// One inbox a worker. Partition p belongs to worker p % ports.len().
+    pub ports: Vec<Port>,
+    /// The job's table of partitions: gives each (topic, partition) the number in `Row::partition`.
+    pub partitions: Arc<Partitions>,
+    /// Set when the job drains: stop reading, send `End`, return.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// A source that can be started.
+pub trait Connector {
+    /// Checks the configuration against the world (broker reachable and topic there, files readable) and starts reading.
+    /// Returns the reading thread.
+    ///
+    /// # Errors
+    /// What was tried and what the world said.
+    fn start(&self, start: Start) -> Result<JoinHandle<Result<(), SourceError>>, SourceError>;
+}
+
+/// A source that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// A file can't be read or is not what it should be.
+    #[error("source `{name}`: {path}: {detail}")]
+    File {
+        /// The source.
+        name: String,
+        /// The file, with `:line` where a line is to blame.
+        path: String,
+        /// What was wrong.
+        detail: String,
+    },
+    /// The broker refused or is not there.
+    #[error("source `{name}`: {detail}")]
+    Kafka {
+        /// The source.
+        name: String,
+        /// What was tried and what the broker said.
+        detail: String,
+    },
+    /// The position to go on from is gone (retention, a topic made anew): records would be missed.
+    #[error("source `{name}`: {topic}/{partition}: position {position} is not available ({detail}); records would be lost")]
+    Gap {
+        /// The source.
+        name: String,
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// The position wanted.
+        position: i64,
+        /// What is there.
+        detail: String,
+    },
+}

@@ -1,0 +1,329 @@
+//! What runs, as a value: the topology as a user writes it, in YAML or with Rust.
+//!
+//! A [`Topology`] is plain data: comparable, printable, without spans. `topology::file` reads it from YAML and remembers
+//! where everything stood; `plan` resolves names and types and says, by path, what is wrong.
+//!
+//! Names are identities: the name of a node is the name of its state, its metrics and its place in a checkpoint.
+
+use millstream_operators::decode::FormatKind;
+use millstream_operators::drift::DetectorKind;
+use millstream_operators::features::GroupConfig;
+use millstream_operators::schema::{ColumnType, Range};
+use millstream_operators::units::{Bytes, Millis};
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::offline::OfflineConfig;
+use crate::sinks::SinkKind;
+use crate::sources::SourceKind;
+
+/// Names to their definitions, in the order of the file. Order counts for columns only; two maps with the same entries are equal.
+pub type Named<T> = IndexMap<String, T>;
+
+/// A whole topology.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Topology {
+    /// Version of the file format. This build reads 1.
+    pub version: u32,
+    /// Name of the job: labels its metrics, consumer group and checkpoints. Letters, digits, `-` and `_`.
+    pub name: String,
+    /// Where events come from.
+    pub sources: Named<Source>,
+    /// Row-wise preparation: checks, filters and expressions.
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    pub prepare: Named<Prepare>,
+    /// Feature groups: aggregates by key over windows.
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    pub features: Named<GroupConfig>,
+    /// Feature vectors: for each event of the spine, the features of its keys as of its time.
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    pub vectors: Named<Vector>,
+    /// Models that score vectors or events.
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    pub models: Named<Model>,
+    /// Drift detectors on features, scores and columns.
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    pub drift: Named<Drift>,
+    /// Predictions joined to the labels that arrive later.
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    pub outcomes: Named<Outcomes>,
+    /// Where results go.
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    pub sinks: Named<Sink>,
+    /// Tables of events, vectors and predictions for training.
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    pub offline: Named<OfflineConfig>,
+    /// How the job runs.
+    #[serde(default)]
+    pub engine: Engine,
+}
+
+/// A stream of events.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// The connection: `kafka`, `file` or `memory`.
+    pub from: SourceKind,
+    /// How a message becomes an event. Default: JSON objects.
+    #[serde(default)]
+    pub format: FormatKind,
+    /// The columns and their types: `bool`, `int64`, `float64`, `string` or `timestamp`. A column is required unless its
+    /// type ends in `?`, as in `float64?`.
+    pub schema: Named<ColumnType>,
+    /// Smallest and largest value accepted, by column; an event outside goes to the dead-letter sink.
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    pub ranges: Named<Range>,
+    /// When an event happened. Default: the message's own timestamp.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_time: Option<EventTimeConfig>,
+    /// Conditions every event must meet; an event that fails one goes to the dead-letter sink.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<String>,
+    /// Largest message accepted. Larger ones are rejected; too small a limit rejects good events.
+    #[serde(default = "message_size_max")]
+    pub message_size_max: Bytes,
+    /// The same events as bounded files, for replay and backfill.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<History>,
+}
+
+/// The default of [`Source::message_size_max`].
+pub fn message_size_max() -> Bytes {
+    Bytes(1 << 20)
+}
+
+/// The same events as bounded files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct History {
+    /// A path or glob (`*.jsonl`, `*.csv`, `*.parquet`), relative to the topology's folder.
+    pub files: String,
+    /// Says that the rows of each file stand in event-time order, so that they are streamed. Otherwise they are sorted
+    /// in memory. A row out of order in a file that is said to be sorted is an error that names the line.
+    #[serde(default)]
+    pub sorted: bool,
+}
+
+/// Where the event time stands and how far events may stray from it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EventTimeConfig {
+    /// The column that holds it: a `timestamp`, or an `int64` in `unit`.
+    pub column: String,
+    /// Unit of an integer column.
+    #[serde(default)]
+    pub unit: TimeUnit,
+    /// How far behind the newest event of its partition an event may be and still be in time. Too small drops good
+    /// events as late; too large keeps windows open and memory in use.
+    #[serde(default = "lateness")]
+    pub lateness: Millis,
+    /// What happens to an event that is later than that.
+    #[serde(default)]
+    pub late: LatePolicy,
+    /// How far ahead of the process's clock an event may be before it is rejected (live runs only). Too small rejects
+    /// events of hosts with a fast clock; too large lets one bad stamp close every window.
+    #[serde(default = "ahead_max")]
+    pub ahead_max: Millis,
+    /// A partition without events for this long no longer holds the watermark back.
+    #[serde(default = "idle_after")]
+    pub idle_after: Millis,
+}
+
+fn lateness() -> Millis {
+    Millis(60_000)
+}
+fn ahead_max() -> Millis {
+    Millis(3_600_000)
+}
+fn idle_after() -> Millis {
+    Millis(10_000)
+}
+
+/// The unit of an integer time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TimeUnit {
+    /// Seconds since 1970.
+    S,
+    /// Milliseconds since 1970.
+    #[default]
+    Ms,
+    /// Microseconds since 1970.
+    Us,
+    /// Nanoseconds since 1970.
+    Ns,
+}
+
+/// What happens to a late event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LatePolicy {
+    /// It is processed as of its own time like any other, and counted as late.
+    #[default]
+    Keep,
+    /// It is dropped and counted.
+    Drop,
+    /// It goes to the dead-letter sink.
+    DeadLetter,
+}
+
+/// Row-wise preparation of a stream: first `where`, then `checks`, then `derive`, then `select`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Prepare {
+    /// The source or prepared stream it reads.
+    pub from: String,
+    /// Keeps the rows for which this SQL condition is true; the others are counted as filtered.
+    #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
+    /// SQL conditions that must be true; a row that fails one goes to the dead-letter sink.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<String>,
+    /// New columns by SQL expressions over the columns so far, in the order written.
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    pub derive: Named<String>,
+    /// The columns that go on, in this order. Default: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub select: Vec<String>,
+}
+
+/// A feature vector: one row for each row of the spine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Vector {
+    /// The events to make vectors for (the decision events): a source or prepared stream.
+    pub spine: String,
+    /// The feature groups to read as of each row's event time. A group's features come as columns `group.feature`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub join: Vec<Join>,
+    /// New columns by SQL expressions over the spine's columns and the features, in the order written.
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    pub derive: Named<String>,
+}
+
+/// A read of a feature group.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Join {
+    /// The feature group.
+    pub features: String,
+    /// The spine's columns that hold the group's key. Default: columns named like the group's key.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub on: Vec<String>,
+    /// Leaves the spine's own event out of the aggregates when the group is fed by the spine.
+    #[serde(default)]
+    pub exclude_self: bool,
+}
+
+/// A model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// The vector, prepared stream or source to score.
+    pub from: String,
+    /// The ONNX file, relative to the topology's folder.
+    pub onnx: String,
+    /// Version written into every prediction. Default: the first 12 digits of the file's SHA-256.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The columns of the model's one packed input [n, k], in the model's order. Default: the model's inputs by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
+    /// The output that holds the score. Default: `probabilities`, else the only floating-point output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+    /// Column of the output to take as the score, for outputs of several classes. Default: the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<usize>,
+    /// A score at or above this gives label 1, below it label 0. Default: the model's own label, else no label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<f64>,
+    /// Keeps the feature vector in every prediction, as column `features` (a list of float64 in the model's order).
+    #[serde(default)]
+    pub keep_features: bool,
+}
+
+/// A drift detector on one column of a stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Drift {
+    /// The stream: a source, prepared stream, vector or model.
+    pub from: String,
+    /// The numeric column to watch, such as `score`.
+    pub column: String,
+    /// The detector.
+    pub detector: DetectorKind,
+}
+
+/// Predictions joined to their labels, and the quality that follows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Outcomes {
+    /// The model whose predictions are judged.
+    pub model: String,
+    /// The stream of labels.
+    pub label: String,
+    /// Columns, present on both sides, that say which label belongs to which prediction.
+    pub on: Vec<String>,
+    /// SQL expression over the label's columns that gives 1 (positive), 0 (negative), or null (no label yet).
+    pub value: String,
+    /// How far back predictions count, in event time: older ones leave the figures and the memory. Labels that come
+    /// later than this find nothing.
+    pub window: Millis,
+    /// Columns of the prediction to cut the figures by.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slices: Vec<String>,
+}
+
+/// An output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Sink {
+    /// What goes out: a node's name, or `rejects` (the dead letters), `drift` (all drift signals).
+    pub from: String,
+    /// The connection: `kafka`, `file`, `stdout` or `memory`.
+    pub to: SinkKind,
+    /// The columns to write, in this order, by SQL expressions over the stream's columns and its provenance
+    /// (`topic`, `partition`, `offset`, `event_time`, `epoch`; of a model also `prediction_id`, `model`,
+    /// `model_version`). Default: all columns, and of a model its provenance.
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    pub select: Named<String>,
+    /// Columns of the record's key. Default: the source message's key is not kept; the record has no key.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub key: Vec<String>,
+}
+
+/// How the job runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Engine {
+    /// Worker threads of the fast lane. More than the cores there are makes everything slower.
+    pub workers: usize,
+    /// Length of an epoch: the unit of commit. Shorter is fresher for readers of committed output; too short and
+    /// commits take all the time.
+    pub epoch: Millis,
+    /// Folder of the job's state, relative to the topology's folder: where a stopped job goes on.
+    pub state: String,
+    /// Address of `/metrics`, `/livez`, `/readyz` and `/v1/features`.
+    pub http: String,
+    /// Longest time a stop may take to finish the records in flight.
+    pub shutdown_timeout: Millis,
+    /// How long a worker without records spins before it sleeps, in microseconds. 0 saves power and costs some tens
+    /// of microseconds of latency.
+    pub spin_micros: u64,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Engine {
+            workers: 1,
+            epoch: Millis(1_000),
+            state: "state".into(),
+            http: "127.0.0.1:9464".into(),
+            shutdown_timeout: Millis(25_000),
+            spin_micros: 100,
+        }
+    }
+}
