@@ -114,7 +114,8 @@ impl Batch {
         let records = compute::concat_batches(&first.records.schema(), batches.iter().map(|b| &b.records))?;
         let rows = batches.iter().flat_map(|b| b.rows.iter().copied()).collect();
         let raw = if batches.iter().all(|b| b.raw.is_some()) {
-            let parts: Vec<&dyn Array> = batches.iter().filter_map(|b| b.raw.as_ref().map(|r| r as &dyn Array)).collect();
+            let parts: Vec<&dyn Array> =
+                batches.iter().filter_map(|b| b.raw.as_ref().map(|r| r as &dyn Array)).collect();
             compute::concat(&parts)?.as_any().downcast_ref::<BinaryArray>().cloned()
         } else {
             None

@@ -14,10 +14,10 @@
 #![deny(missing_docs)]
 
 pub mod batch;
-pub mod key;
 pub mod decode;
 pub mod drift;
 pub mod features;
+pub mod key;
 pub mod kinds;
 pub mod operator;
 pub mod reject;

@@ -51,6 +51,15 @@ pub trait Operator {
     /// No row with an event time at or before `watermark` is expected any more: time to drop what can't be read again.
     fn advance(&mut self, _watermark: EventTime, _out: &mut Outputs) {}
 
+    /// All rows of `epoch` have been processed: the state is the end of the epoch.
+    fn close_epoch(&mut self, _epoch: u64, _out: &mut Outputs) {}
+
+    /// Looks after work that waits for the world (a writer's deliveries); true while there is some, even after the end
+    /// of the input. Pure operators have none.
+    fn poll(&mut self) -> bool {
+        false
+    }
+
     /// Gives the state as (key group, bytes), whole. Nothing for an operator without state.
     fn save(&self, _give: &mut dyn FnMut(u16, Vec<u8>)) {}
 

@@ -96,8 +96,12 @@ pub fn to_batch(rejects: &[Reject]) -> Batch {
         reason.append_value(reject.reason.as_str());
         detail.append_value(&reject.detail);
     }
-    let columns: Vec<ArrayRef> =
-        vec![Arc::new(payload.finish()), Arc::new(stage.finish()), Arc::new(reason.finish()), Arc::new(detail.finish())];
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(payload.finish()),
+        Arc::new(stage.finish()),
+        Arc::new(reason.finish()),
+        Arc::new(detail.finish()),
+    ];
     let records = RecordBatch::try_new(schema(), columns).expect("the builders follow the schema");
     Batch::new(records, rejects.iter().map(|r| r.row).collect())
 }

@@ -130,7 +130,10 @@ impl<S: Default> KeyedState<S> {
             Some(Slot { key: key.into(), hash, state: S::default() });
         let slots = &self.slots;
         let hash_of = |at: &u32| {
-            slots[*at as usize / CHUNK][*at as usize % CHUNK].as_ref().expect("the index names occupied slots only").hash
+            slots[*at as usize / CHUNK][*at as usize % CHUNK]
+                .as_ref()
+                .expect("the index names occupied slots only")
+                .hash
         };
         self.index[key_group(hash) as usize].insert_unique(hash, at, hash_of);
         self.len += 1;

@@ -3,6 +3,7 @@
 #![deny(missing_docs)]
 
 pub mod offline;
+pub mod runtime;
 pub mod sinks;
 pub mod sources;
 pub mod topology;

@@ -127,7 +127,9 @@ pub enum SourceError {
         detail: String,
     },
     /// The position to go on from is gone (retention, a topic made anew): records would be missed.
-    #[error("source `{name}`: {topic}/{partition}: position {position} is not available ({detail}); records would be lost")]
+    #[error(
+        "source `{name}`: {topic}/{partition}: position {position} is not available ({detail}); records would be lost"
+    )]
     Gap {
         /// The source.
         name: String,

@@ -5,12 +5,12 @@
 //!
 //! Names are identities: the name of a node is the name of its state, its metrics and its place in a checkpoint.
 
+use indexmap::IndexMap;
 use millstream_operators::decode::FormatKind;
 use millstream_operators::drift::DetectorKind;
 use millstream_operators::features::GroupConfig;
 use millstream_operators::schema::{ColumnType, Range};
 use millstream_operators::units::{Bytes, Millis};
-use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

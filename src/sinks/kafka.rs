@@ -1,6 +1,6 @@
 //! Kafka topics.
-use std::collections::BTreeMap;
 use millstream_operators::kinds::Kind;
+use std::collections::BTreeMap;
 
 /// A Kafka topic, written by an idempotent producer with `acks=all`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]

@@ -1,6 +1,6 @@
 //! Kafka topics, by manual assignment.
-use std::collections::BTreeMap;
 use millstream_operators::kinds::Kind;
+use std::collections::BTreeMap;
 
 /// Kafka topics. Partitions are assigned by hand, offsets live in the checkpoint; the group's offsets are committed for
 /// lag tools only.

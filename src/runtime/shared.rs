@@ -1,0 +1,99 @@
+//! What the workers of a process share: watermarks by epoch, the gates that hold sources back, and the durable epoch.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+
+use millstream_operators::EventTime;
+
+/// The watermark of each epoch: what every source on every worker said when it closed the epoch. Operators read it
+/// when they close the epoch themselves, so the answer does not depend on who is faster.
+#[derive(Debug)]
+pub struct Watermarks {
+    inputs: usize,
+    epochs: Mutex<BTreeMap<u64, Vec<EventTime>>>,
+    newest: AtomicI64,
+}
+
+impl Watermarks {
+    /// For `inputs` inputs (sources x workers), going on from `start`.
+    pub fn new(inputs: usize, start: EventTime) -> Self {
+        Watermarks { inputs, epochs: Mutex::default(), newest: AtomicI64::new(start) }
+    }
+
+    /// Input `input` will give no event at or before `watermark` after `epoch`.
+    pub fn publish(&self, epoch: u64, watermark: EventTime) {
+        self.epochs.lock().expect("no thread panics with the lock").entry(epoch).or_default().push(watermark);
+    }
+
+    /// The watermark at the end of `epoch`: the least of all inputs, never behind an earlier one. An epoch that some
+    /// input never closed (the end of a run) has the watermark before it.
+    pub fn at(&self, epoch: u64) -> EventTime {
+        let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
+        let complete = epochs.get(&epoch).filter(|marks| marks.len() == self.inputs);
+        if let Some(least) = complete.and_then(|marks| marks.iter().min()) {
+            self.newest.fetch_max(*least, Ordering::AcqRel);
+        }
+        while epochs.first_key_value().is_some_and(|(old, _)| *old + 16 < epoch) {
+            epochs.pop_first();
+        }
+        self.newest.load(Ordering::Acquire)
+    }
+}
+
+/// What holds sources back. A source that is held takes nothing from its inbox, the full inbox stops its connector, and
+/// the rest waits in Kafka.
+#[derive(Debug, Default)]
+pub struct Gates {
+    /// Sinks that could not take everything they were given.
+    pub stalled_sinks: AtomicUsize,
+    /// Rows on their way from one worker to another.
+    pub rows_in_flight: AtomicI64,
+    /// The newest epoch that the slow lane has closed.
+    pub slow_epoch: AtomicU64,
+    /// Bytes that wait for the offline store.
+    pub offline_backlog_bytes: AtomicU64,
+    /// The newest epoch that all sinks have made durable.
+    pub durable_epoch: AtomicU64,
+    /// Something failed for good: stop taking records, give up.
+    pub failed: AtomicBool,
+}
+
+/// Rows between workers before sources are held.
+const ROWS_IN_FLIGHT_MAX: i64 = 65_536;
+/// Bytes waiting for the offline store before sources are held.
+const OFFLINE_BACKLOG_BYTES_MAX: u64 = 256 << 20;
+/// Epochs that a lane or the sinks may be behind before sources are held.
+const EPOCHS_BEHIND_MAX: u64 = 4;
+
+impl Gates {
+    /// Whether a source in `epoch` must wait.
+    pub fn held(&self, epoch: u64) -> bool {
+        self.stalled_sinks.load(Ordering::Relaxed) > 0
+            || self.rows_in_flight.load(Ordering::Relaxed) > ROWS_IN_FLIGHT_MAX
+            || self.slow_epoch.load(Ordering::Relaxed) + EPOCHS_BEHIND_MAX < epoch
+            || self.durable_epoch.load(Ordering::Relaxed) + EPOCHS_BEHIND_MAX < epoch
+            || self.offline_backlog_bytes.load(Ordering::Relaxed) > OFFLINE_BACKLOG_BYTES_MAX
+    }
+}
+
+/// The newest epoch that each writer has made durable, and with it the newest that all have.
+#[derive(Debug)]
+pub struct Durable {
+    writers: Vec<AtomicU64>,
+}
+
+impl Durable {
+    /// For `writers` writers (sinks x workers), all durable up to `epoch`.
+    pub fn new(writers: usize, epoch: u64) -> Self {
+        Durable { writers: (0..writers).map(|_| AtomicU64::new(epoch)).collect() }
+    }
+    /// Writer `writer` has made everything up to `epoch` durable.
+    pub fn set(&self, writer: usize, epoch: u64) {
+        self.writers[writer].fetch_max(epoch, Ordering::AcqRel);
+    }
+    /// The newest epoch that all writers have made durable; `None` without writers.
+    pub fn epoch(&self) -> Option<u64> {
+        self.writers.iter().map(|writer| writer.load(Ordering::Acquire)).min()
+    }
+}
