@@ -1,0 +1,161 @@
+//! The catalogue: every metric there is. What is not here cannot be emitted.
+//!
+//! Labels come from the topology, never from the data, so the number of series is known before the job starts. The one
+//! exception is `slice` (values of the columns that an outcome is cut by), which is capped at [`SLICES_MAX`].
+
+use super::{Counter, Gauge, Histogram, Metric, MetricKind, Part, Seen, Unit};
+
+/// Most slices of one outcome that get series of their own; what is beyond is counted in
+/// `millstream_metrics_dropped_series_total`.
+pub const SLICES_MAX: usize = 100;
+
+/// Buckets of times that reach a disk, a broker or a person: 1 ms to 60 s.
+pub const LATENCY: &[f64] =
+    &[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0];
+/// Buckets of times inside the process: 1 us to 10 s.
+pub const IN_PROCESS: &[f64] = &[
+    0.000001, 0.000002, 0.000005, 0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02,
+    0.05, 0.1, 0.2, 0.5, 1.0, 10.0,
+];
+/// Buckets of batch sizes in rows.
+pub const ROWS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0, 16384.0];
+
+/// Declares the constants and, from the same lines, [`CATALOGUE`]. A macro, because a constant that is missing in a
+/// list written by hand would be a metric that nobody describes or checks.
+macro_rules! catalogue {
+    ($($kind:ident $(($buckets:ident))? $id:ident = $name:literal [$($label:literal),*] $unit:ident $part:ident $seen:ident $help:literal;)+) => {
+        $(
+            #[doc = concat!("`", $name, "`: ", $help)]
+            pub const $id: $kind<{ <[&str]>::len(&[$($label),*]) }> = $kind(Metric {
+                name: $name,
+                kind: MetricKind::$kind $(($buckets))?,
+                labels: &[$($label),*],
+                unit: Unit::$unit,
+                part: Part::$part,
+                seen: Seen::$seen,
+                help: $help,
+            });
+        )+
+        /// Every metric, in the order of the reference page.
+        pub const CATALOGUE: &[Metric] = &[$($id.0),+];
+    };
+}
+
+catalogue! {
+    // The job.
+    Gauge BUILD_INFO = "millstream_build_info" ["version", "git"] Info Job FromStart "The build that runs.";
+    Gauge JOB_INFO = "millstream_job_info" ["job", "config_hash"] Info Job FromStart "The job that runs and the hash of its topology.";
+    Gauge UP_SINCE = "millstream_up_since_timestamp_seconds" [] Timestamp Job FromStart "When this start of the job began to process.";
+    Gauge EPOCH_CURRENT = "millstream_epoch_current" [] Count Job FromStart "The open epoch.";
+    Gauge EPOCH_COMMITTED = "millstream_epoch_committed" [] Count Job FromStart "The newest epoch of which every output is durable.";
+    Gauge EPOCH_AGE_SECONDS = "millstream_epoch_age_seconds" [] Seconds Job FromStart "Time since the newest commit of an epoch, by the process's clock at the scrape. The figure to alert on: above three epoch lengths the job does not keep up or is stuck.";
+    Histogram(LATENCY) EPOCH_DURATION = "millstream_epoch_duration_seconds" [] Seconds Job FromStart "Time from the opening of an epoch to its commit.";
+    Counter CHECKPOINTS = "millstream_checkpoint_total" ["outcome"] Count Job OnceItHappens "Checkpoints, by outcome: ok or failed.";
+    Histogram(LATENCY) CHECKPOINT_DURATION = "millstream_checkpoint_duration_seconds" ["phase"] Seconds Job OnceItHappens "Time a checkpoint took, by phase.";
+    Gauge CHECKPOINT_BYTES = "millstream_checkpoint_bytes" [] Bytes Job OnceItHappens "Size of the newest checkpoint.";
+    Gauge CHECKPOINT_LAST_SUCCESS = "millstream_checkpoint_last_success_timestamp_seconds" [] Timestamp Job OnceItHappens "When the newest checkpoint was published.";
+    Counter WORKER_STEPS = "millstream_worker_steps_total" ["worker"] Count Job FromStart "Activations of a worker thread's scheduler.";
+    Counter WORKER_PARKS = "millstream_worker_parks_total" ["worker"] Count Job FromStart "Times a worker found nothing to do and slept.";
+    Gauge WORKER_IDLE_RATIO = "millstream_worker_idle_ratio" ["worker"] Ratio Job FromStart "Share of the last seconds in which a worker had nothing to do. Near 0, the job needs more workers or fewer records.";
+    Histogram(IN_PROCESS) WORKER_STEP_DURATION = "millstream_worker_step_duration_seconds" ["worker"] Seconds Job FromStart "Time of one activation that did work.";
+    Gauge WORKER_ACTIVATION_MAX_SECONDS = "millstream_worker_activation_max_seconds" ["worker"] Seconds Job FromStart "Longest activation of the last seconds: what a record may have waited behind another.";
+    Gauge CHANNEL_QUEUE_BATCHES = "millstream_channel_queue_batches" ["channel"] Count Job FromStart "Batches that wait in a channel between threads.";
+    Gauge CHANNEL_CAPACITY_BATCHES = "millstream_channel_capacity_batches" ["channel"] Count Job FromStart "Batches a channel holds before its sender waits.";
+    Counter LOG_MESSAGES = "millstream_log_messages_total" ["level"] Count Job FromStart "Log messages written, by level.";
+    Counter DROPPED_SERIES = "millstream_metrics_dropped_series_total" ["metric"] Count Job OnceItHappens "Series that were not made because a label had too many values.";
+
+    // Sources.
+    Counter SOURCE_RECORDS = "millstream_source_records_total" ["source", "topic"] Count Sources FromStart "Records read. The topic of a file source is its path or pattern in the topology.";
+    Counter SOURCE_BYTES = "millstream_source_bytes_total" ["source", "topic"] Bytes Sources FromStart "Bytes of the payloads read.";
+    Gauge SOURCE_POSITION = "millstream_source_position" ["source", "topic", "partition"] Count Sources FromStart "Offset of the next record to read.";
+    Gauge SOURCE_PARTITIONS_ASSIGNED = "millstream_source_partitions_assigned" ["source"] Count Sources FromStart "Partitions, or files, that this process reads.";
+    Gauge SOURCE_PAUSED = "millstream_source_paused" ["source"] Count Sources FromStart "1 while the source waits because the workers do not keep up.";
+    Counter SOURCE_ERRORS = "millstream_source_errors_total" ["source", "kind"] Count Sources OnceItHappens "Errors while reading, by kind: transport, auth, crc, out_of_range, file.";
+    Gauge SOURCE_LAST_RECORD = "millstream_source_last_record_timestamp_seconds" ["source", "topic", "partition"] Timestamp Sources OnceItHappens "When the newest record of the partition was read.";
+    Counter LATE_RECORDS = "millstream_late_records_total" ["source", "action"] Count Sources OnceItHappens "Events later than the allowed lateness, by what was done: keep, drop or dead_letter.";
+    Counter FUTURE_TIMESTAMPS = "millstream_future_timestamps_total" ["source", "action"] Count Sources OnceItHappens "Events dated further ahead than allowed, by what was done.";
+    Gauge WATERMARK_TIMESTAMP = "millstream_watermark_timestamp_seconds" ["operator"] Timestamp Sources OnceItHappens "Event time behind which no more events are expected; the least over all workers.";
+    Gauge WATERMARK_LAG_SECONDS = "millstream_watermark_lag_seconds" ["operator"] Seconds Sources OnceItHappens "How far the watermark is behind the process's clock. In a replay, the age of the data.";
+
+    // Kafka.
+    Gauge SOURCE_LAG_RECORDS = "millstream_source_lag_records" ["source", "topic", "partition"] Count Kafka OnceItHappens "Records between the position and the end of the partition.";
+    Gauge SOURCE_LAG_SECONDS = "millstream_source_lag_seconds" ["source", "topic", "partition"] Seconds Kafka OnceItHappens "Age of the newest record read while there are records unread; 0 when all are read.";
+    Gauge SOURCE_COMMITTED_OFFSET = "millstream_source_committed_offset" ["source", "topic", "partition"] Count Kafka OnceItHappens "Offset committed to the consumer group, for lag tools; the job itself goes on from its checkpoint.";
+    Gauge SOURCE_IDLE_SECONDS = "millstream_source_idle_seconds" ["source", "topic", "partition"] Seconds Kafka OnceItHappens "Time since the newest record of a partition that is read to its end.";
+    Gauge KAFKA_BROKERS_UP = "millstream_kafka_brokers_up" ["client"] Count Kafka OnceItHappens "Brokers the client is connected to.";
+    Counter KAFKA_CLIENT_ERRORS = "millstream_kafka_client_errors_total" ["client", "code"] Count Kafka OnceItHappens "Errors the client reported, by code.";
+
+    // Operators.
+    Counter OPERATOR_RECORDS_IN = "millstream_operator_records_in_total" ["operator"] Count Operators FromStart "Records an operator took. Conservation: in = out + rejected + dropped, for operators that answer each record.";
+    Counter OPERATOR_RECORDS_OUT = "millstream_operator_records_out_total" ["operator"] Count Operators FromStart "Records an operator gave.";
+    Counter DLQ_RECORDS = "millstream_dlq_records_total" ["stage", "reason"] Count Operators OnceItHappens "Records rejected, by the node where they failed and why.";
+    Counter RECORDS_DROPPED = "millstream_records_dropped_total" ["operator", "reason"] Count Operators OnceItHappens "Records dropped on purpose, by reason: filtered or late.";
+    Gauge STATE_KEYS = "millstream_state_keys" ["operator"] Count Operators OnceItHappens "Keys an operator remembers, over all workers.";
+    Gauge STATE_BYTES = "millstream_state_bytes" ["operator"] Bytes Operators OnceItHappens "Approximate memory of what an operator remembers, over all workers.";
+    Counter STATE_EVICTIONS = "millstream_state_evictions_total" ["operator", "reason"] Count Operators OnceItHappens "Keys forgotten, by reason: ttl or limit.";
+
+    // The online store.
+    Counter ONLINE_STORE_ROWS = "millstream_online_store_rows_total" ["feature_set"] Count OnlineStore FromStart "Feature rows published.";
+    Counter ONLINE_STORE_OLD_ROWS = "millstream_online_store_old_rows_total" ["feature_set"] Count OnlineStore FromStart "Feature rows published that were older than every version kept, and so changed nothing.";
+    Counter ONLINE_STORE_EXPIRED = "millstream_online_store_expired_keys_total" ["feature_set"] Count OnlineStore FromStart "Keys removed because their newest row was older than the group's ttl.";
+    Gauge ONLINE_STORE_KEYS = "millstream_online_store_keys" ["feature_set"] Count OnlineStore FromStart "Keys in the store.";
+    Gauge ONLINE_STORE_BYTES = "millstream_online_store_bytes" ["feature_set"] Bytes OnlineStore FromStart "Approximate memory of the store.";
+    Histogram(IN_PROCESS) ONLINE_STORE_OP_DURATION = "millstream_online_store_op_duration_seconds" ["op"] Seconds OnlineStore OnceItHappens "Time of an operation, by kind: publish (a batch), read (a request), sweep.";
+    Counter ONLINE_STORE_ERRORS = "millstream_online_store_errors_total" ["op", "kind"] Count OnlineStore OnceItHappens "Operations that gave nothing, by kind: unknown_group, unknown_key, columns.";
+    Gauge FEATURE_STALENESS_SECONDS = "millstream_feature_staleness_seconds" ["feature_set"] Seconds OnlineStore OnceItHappens "Process's clock minus the newest event time in the store. In a replay, the age of the data.";
+
+    // Models.
+    Gauge MODEL_INFO = "millstream_model_info" ["model", "version", "digest8"] Info Models FromStart "A loaded model, its version and the first 8 digits of its file's SHA-256.";
+    Gauge MODEL_LOADED = "millstream_model_loaded_timestamp_seconds" ["model", "version"] Timestamp Models FromStart "When the model was loaded.";
+    Counter MODEL_PREDICTIONS = "millstream_model_predictions_total" ["model", "version"] Count Models FromStart "Predictions made.";
+    Counter MODEL_ERRORS = "millstream_model_errors_total" ["model", "version", "kind"] Count Models OnceItHappens "Records a model could not score, by kind: nan, shape, failed.";
+    Histogram(IN_PROCESS) MODEL_INFERENCE_DURATION = "millstream_model_inference_duration_seconds" ["model"] Seconds Models FromStart "Time to score one batch.";
+    Histogram(ROWS) MODEL_BATCH_SIZE = "millstream_model_batch_size" ["model"] Count Models FromStart "Rows scored at once.";
+
+    // Drift.
+    Gauge DRIFT_SCORE = "millstream_drift_score" ["operator", "detector"] Number Drift OnceItHappens "The detector's statistic; what it is compared with depends on the detector.";
+    Counter DRIFT_ALERTS = "millstream_drift_alerts_total" ["operator", "detector"] Count Drift FromStart "Drift signals.";
+    Gauge DRIFT_WINDOW_SAMPLES = "millstream_drift_window_samples" ["operator", "detector"] Count Drift OnceItHappens "Values in the detector's window.";
+
+    // Outcomes.
+    Gauge OUTCOME_PREDICTIONS = "millstream_outcome_predictions" ["outcomes"] Count Outcomes FromStart "Predictions in the window, with and without a label.";
+    Gauge OUTCOME_JOINED = "millstream_outcome_joined" ["outcomes", "slice"] Count Outcomes OnceItHappens "Predictions in the window that have their label. A slice is column=value; `all` is everything.";
+    Gauge OUTCOME_AUC = "millstream_outcome_auc" ["outcomes", "slice"] Number Outcomes OnceItHappens "Area under the ROC curve over the window; absent while there is only one class.";
+    Gauge OUTCOME_LOG_LOSS = "millstream_outcome_log_loss" ["outcomes", "slice"] Number Outcomes OnceItHappens "Mean negative log likelihood over the window, in nats.";
+    Gauge OUTCOME_CALIBRATION_ERROR = "millstream_outcome_calibration_error" ["outcomes", "slice"] Number Outcomes OnceItHappens "Expected calibration error over the window: mean distance between score and observed share, weighted by bin.";
+    Gauge OUTCOME_POSITIVE_RATIO = "millstream_outcome_positive_ratio" ["outcomes", "slice"] Ratio Outcomes OnceItHappens "Share of positive labels in the window.";
+    Counter OUTCOME_CORRECTIONS = "millstream_outcome_corrections_total" ["outcomes"] Count Outcomes OnceItHappens "Labels that changed after they had counted.";
+
+    // Sinks.
+    Counter SINK_RECORDS = "millstream_sink_records_total" ["sink"] Count Sinks FromStart "Records handed to the sink.";
+    Counter SINK_BYTES = "millstream_sink_bytes_total" ["sink"] Bytes Sinks FromStart "Bytes of the records handed to the sink, keys and headers included.";
+    Counter SINK_ERRORS = "millstream_sink_errors_total" ["sink", "kind"] Count Sinks OnceItHappens "Errors while writing, by kind: transport, refused, disk.";
+    Histogram(LATENCY) SINK_STALL_DURATION = "millstream_sink_stall_duration_seconds" ["sink"] Seconds Sinks OnceItHappens "Times in which the sink took no records while some waited; the sum is the time lost.";
+    Histogram(LATENCY) SINK_FLUSH_DURATION = "millstream_sink_flush_duration_seconds" ["sink"] Seconds Sinks OnceItHappens "Time from the close of an epoch to its records being durable.";
+    Gauge SINK_DURABLE_EPOCH = "millstream_sink_durable_epoch" ["sink"] Count Sinks OnceItHappens "The newest epoch of which the sink has made everything durable.";
+    Histogram(IN_PROCESS) PROCESSING_LATENCY = "millstream_processing_latency_seconds" ["sink"] Seconds Sinks OnceItHappens "Time from a record's arrival in the process to the hand-over of its result to the sink.";
+    Histogram(LATENCY) E2E_LATENCY = "millstream_e2e_latency_seconds" ["sink"] Seconds Sinks OnceItHappens "Time from the record's event time to its result being durable. In a replay, the age of the data.";
+
+    // The offline store.
+    Counter OFFLINE_ROWS = "millstream_offline_rows_total" ["table"] Count OfflineStore FromStart "Rows committed.";
+    Counter OFFLINE_FILES = "millstream_offline_files_total" ["table"] Count OfflineStore FromStart "Parquet files committed.";
+    Counter OFFLINE_COMMITS = "millstream_offline_commits_total" ["table", "outcome"] Count OfflineStore FromStart "Commits, by outcome: committed, or repeated (a redo that found its work done).";
+    Counter OFFLINE_COMMIT_CONFLICTS = "millstream_offline_commit_conflicts_total" ["table"] Count OfflineStore FromStart "Commits that lost against another writer and were tried again.";
+    Histogram(LATENCY) OFFLINE_COMMIT_DURATION = "millstream_offline_commit_duration_seconds" ["table"] Seconds OfflineStore OnceItHappens "Time to write the staged files of a commit and to commit them.";
+    Gauge OFFLINE_LAST_COMMIT = "millstream_offline_last_commit_timestamp_seconds" ["table"] Timestamp OfflineStore OnceItHappens "When the newest commit was made.";
+    Gauge OFFLINE_DURABLE_EPOCH = "millstream_offline_durable_epoch" ["table"] Count OfflineStore FromStart "The newest epoch whose rows are committed.";
+    Gauge OFFLINE_BACKLOG_BYTES = "millstream_offline_backlog_bytes" [] Bytes OfflineStore FromStart "Memory of rows handed over and not yet committed, over all tables.";
+
+    // HTTP.
+    Counter HTTP_REQUESTS = "millstream_http_requests_total" ["route", "method", "code"] Count Http OnceItHappens "Requests answered, by route template.";
+    Histogram(IN_PROCESS) HTTP_REQUEST_DURATION = "millstream_http_request_duration_seconds" ["route"] Seconds Http OnceItHappens "Time to answer a request.";
+
+    // The process.
+    Counter PROCESS_CPU_SECONDS = "process_cpu_seconds_total" [] Seconds Process FromStart "User and system CPU time.";
+    Gauge PROCESS_RESIDENT_MEMORY_BYTES = "process_resident_memory_bytes" [] Bytes Process FromStart "Memory in RAM.";
+    Gauge PROCESS_VIRTUAL_MEMORY_BYTES = "process_virtual_memory_bytes" [] Bytes Process FromStart "Address space.";
+    Gauge PROCESS_START_TIME_SECONDS = "process_start_time_seconds" [] Timestamp Process FromStart "Start of the process.";
+    Gauge PROCESS_OPEN_FDS = "process_open_fds" [] Count Process FromStart "Open file descriptors.";
+    Gauge PROCESS_MAX_FDS = "process_max_fds" [] Count Process FromStart "Most file descriptors the process may open.";
+    Gauge PROCESS_THREADS = "process_threads" [] Count Process FromStart "Threads.";
+}
