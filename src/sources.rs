@@ -16,8 +16,10 @@ pub mod file;
 pub mod kafka;
 pub mod memory;
 pub mod partitions;
+pub mod status;
 
 pub use partitions::{Partitions, Positions};
+pub use status::{Connection, Status};
 
 kinds! {
     /// Where events come from.
@@ -37,6 +39,14 @@ pub enum Arrival {
     Records(Batch, Vec<Reject>),
     /// Everything before the timely time has been handed over (replays, which decide about time themselves).
     Advance(u64),
+    /// A partition is read from `offset` on: its position until its first message. Without it, a partition that had no
+    /// message yet would start anew at the next start and skip what came meanwhile.
+    Position {
+        /// The number in the table of partitions.
+        partition: u32,
+        /// The next offset that will be read.
+        offset: i64,
+    },
     /// The newest event time that `partition` will not go back behind by more than the lateness is not known any more:
     /// it has no events.
     Idle(u32),
@@ -85,6 +95,8 @@ pub struct Start {
     /// Largest message accepted, in bytes; a larger one is handed over truncated to this plus one byte, for the decoder
     /// to reject.
     pub message_size_max: usize,
+    /// How long a partition must have been read to its end before it is [`Idle`](Arrival::Idle).
+    pub idle_after: std::time::Duration,
     /// Where to go on: the next offset of each partition. A partition that is not named starts at the kind's default.
     pub positions: Positions,
     /// One inbox a worker. Partition p belongs to worker p % ports.len().
@@ -93,6 +105,8 @@ pub struct Start {
     pub partitions: Arc<Partitions>,
     /// Set when the job drains: stop reading, send `End`, return.
     pub stop: Arc<AtomicBool>,
+    /// Readiness and committed positions.
+    pub status: Arc<Status>,
 }
 
 /// A source that can be started.
