@@ -16,6 +16,7 @@
 pub mod batch;
 pub mod decode;
 pub mod drift;
+pub mod error;
 pub mod features;
 pub mod key;
 pub mod kinds;
