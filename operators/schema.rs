@@ -43,6 +43,22 @@ pub const NAMES: &[(&str, Values)] = &[
 ];
 
 impl ColumnType {
+    /// `bool`
+    pub const BOOL: ColumnType = ColumnType { values: Values::Bool, optional: false };
+    /// `int64`
+    pub const INT64: ColumnType = ColumnType { values: Values::Int64, optional: false };
+    /// `float64`
+    pub const FLOAT64: ColumnType = ColumnType { values: Values::Float64, optional: false };
+    /// `string`
+    pub const STRING: ColumnType = ColumnType { values: Values::String, optional: false };
+    /// `timestamp`
+    pub const TIMESTAMP: ColumnType = ColumnType { values: Values::Timestamp, optional: false };
+
+    /// The same type with `?`: the column may be missing or null.
+    pub const fn optional(self) -> ColumnType {
+        ColumnType { optional: true, ..self }
+    }
+
     /// The Arrow type of the column.
     pub fn data_type(self) -> DataType {
         match self.values {

@@ -18,6 +18,13 @@ use crate::offline::OfflineConfig;
 use crate::sinks::SinkKind;
 use crate::sources::SourceKind;
 
+mod build;
+pub mod file;
+pub mod problem;
+mod reader;
+mod tree;
+pub mod variables;
+
 /// Names to their definitions, in the order of the file. Order counts for columns only; two maps with the same entries are equal.
 pub type Named<T> = IndexMap<String, T>;
 
@@ -27,7 +34,8 @@ pub type Named<T> = IndexMap<String, T>;
 pub struct Topology {
     /// Version of the file format. This build reads 1.
     pub version: u32,
-    /// Name of the job: labels its metrics, consumer group and checkpoints. Letters, digits, `-` and `_`.
+    /// Name of the job: labels its metrics, consumer group and checkpoints. As any name in a topology it starts with a
+    /// small letter and goes on with small letters, digits, `-` and `_`, 63 at most.
     pub name: String,
     /// Where events come from.
     pub sources: Named<Source>,
@@ -212,6 +220,10 @@ pub struct Join {
     /// The spine's columns that hold the group's key. Default: columns named like the group's key.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub on: Vec<String>,
+    /// Name of this read, in front of its features' names. Default: the group's name. A group that is read twice, say at
+    /// the origin and at the destination, needs a name for one of the reads.
+    #[serde(default, rename = "as", skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Leaves the spine's own event out of the aggregates when the group is fed by the spine.
     #[serde(default)]
     pub exclude_self: bool,
