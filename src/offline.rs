@@ -1,11 +1,30 @@
 //! The offline store: tables of events, vectors and predictions for training.
+//!
+//! One thread writes all tables, off the fast lane. Workers hand it batches and say when they have closed an epoch; an
+//! epoch counts when every worker has closed it. Rows of counted epochs are encoded into staged Parquet files, which no
+//! reader sees; every so often one commit names all staged files of a table, and with it a reader sees whole epochs or
+//! nothing of them.
+//!
+//! ```text
+//! worker 0 ─ feed, close ─┐            ┌ epoch 7 closed by all ─ encode ─ staged files ─┐  every 60 s
+//! worker 1 ─ feed, close ─┴─ channel ─▶┤ epoch 8 open by worker 1: rows wait             ├─ one commit ─▶ durable_epoch
+//!                                      └                                                 ┘  (batch id, epochs, offsets)
+//! ```
+//!
+//! Handing over never blocks. Memory is bounded by the one who feeds: while [`Offline::backlog_bytes`] is above a limit,
+//! sources wait.
 
 use millstream_operators::kinds;
 use millstream_operators::units::Millis;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod columns;
+mod contents;
 pub mod delta;
+mod writer;
+
+pub use writer::{Feeder, Offline, OpenOffline, OpenTable, start};
 
 kinds! {
     /// How a table is kept.
@@ -29,4 +48,68 @@ pub struct OfflineConfig {
 
 fn every() -> Millis {
     Millis(60_000)
+}
+
+/// What a start of the job finds of an earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// The job starts anew and reads live input: rows that an earlier run of the job left in a table are a mistake.
+    Anew,
+    /// The job starts anew and makes everything again from bounded input: what an earlier run of the job left is removed
+    /// from the table (and stays in its history).
+    AnewReplacing,
+    /// The job goes on behind this epoch, of its checkpoint. Rows of later epochs, which a run that was killed had already
+    /// committed, are removed from the table: they will be made again.
+    After(u64),
+}
+
+/// The offline store failed.
+#[derive(Debug, thiserror::Error)]
+pub enum OfflineError {
+    /// A folder or file can't be made, read or written.
+    #[error("offline table `{table}`: {path}: {detail}")]
+    Path {
+        /// The table's name in the topology.
+        table: String,
+        /// The folder or file.
+        path: String,
+        /// What was tried and what the system said.
+        detail: String,
+    },
+    /// The table refuses what was tried.
+    #[error("offline table `{table}`: {doing}: {detail}")]
+    Table {
+        /// The table's name in the topology.
+        table: String,
+        /// What was tried.
+        doing: &'static str,
+        /// What the table format's library said.
+        detail: String,
+    },
+    /// A column of the stream can't be kept in the table.
+    #[error("offline table `{table}`: column `{column}`: {detail}")]
+    Column {
+        /// The table's name in the topology.
+        table: String,
+        /// The column.
+        column: String,
+        /// What is wrong and what to do.
+        detail: String,
+    },
+    /// The table holds what the start of the job does not expect.
+    #[error("offline table `{table}`: {detail}")]
+    Unexpected {
+        /// The table's name in the topology.
+        table: String,
+        /// What was found and what to do.
+        detail: String,
+    },
+    /// The writing thread did not finish in time.
+    #[error("the offline store did not finish within {seconds} s; rows behind epoch {durable:?} are not committed")]
+    Deadline {
+        /// The time it had.
+        seconds: u64,
+        /// The newest epoch committed.
+        durable: Option<u64>,
+    },
 }

@@ -1,5 +1,31 @@
 //! Delta Lake tables.
+//!
+//! A commit carries, beside the files, an application transaction `(job/table, last epoch)`. Redoing a commit finds the
+//! transaction there and does nothing, so a commit may be repeated any number of times. Between staging and commit a
+//! crash leaves files that no log entry names: garbage, which a later start sweeps.
+//!
+//! The log is written by atomic create-if-absent, so other writers (compaction, deletes) may work on the table at the same
+//! time. Writes survive the death of the process; they are not flushed to the device, so a power cut may take the newest
+//! commits.
+
+use std::path::{Path, PathBuf};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::{Schema, SchemaRef};
+use deltalake::kernel::engine::arrow_conversion::{TryIntoArrow, TryIntoKernel};
+use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
+use deltalake::kernel::{Action, Add, Remove, StructType, Transaction};
+use deltalake::protocol::{DeltaOperation, SaveMode};
+use deltalake::writer::{DeltaWriter, RecordBatchWriter};
+use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError, ensure_table_uri};
 use millstream_operators::kinds::Kind;
+
+use super::columns::{self, DATE};
+use super::contents::Contents;
+use super::{Begin, OfflineError};
+
+mod begin;
+mod sweep;
 
 /// A Delta Lake table, partitioned by the date of the event time (column `date`).
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -11,4 +37,203 @@ pub struct DeltaConfig {
 
 impl Kind for DeltaConfig {
     const EXAMPLE: &'static str = "{ path: lake/predictions }";
+}
+
+/// What a table needs to open.
+pub(super) struct Open<'a> {
+    /// The table's name in the topology.
+    pub name: &'a str,
+    /// Name of the job.
+    pub job: &'a str,
+    /// Hash of the topology, for `commitInfo`.
+    pub topology_hash: &'a str,
+    /// The table's folder.
+    pub path: PathBuf,
+    /// The stream's columns.
+    pub schema: SchemaRef,
+    /// What is expected to be there.
+    pub begin: Begin,
+}
+
+/// What a commit did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Committed {
+    /// There was nothing to commit.
+    Nothing,
+    /// Rows and files are in the table now.
+    Rows {
+        /// Number of rows.
+        rows: u64,
+        /// Number of files.
+        files: u64,
+        /// Times another writer was first.
+        conflicts: u64,
+    },
+    /// The table had the epoch already.
+    Repeated,
+}
+
+/// An open table: takes rows, stages files, commits.
+pub(super) struct Store {
+    name: String,
+    job: String,
+    topology_hash: String,
+    table: DeltaTable,
+    writer: RecordBatchWriter,
+    schema: SchemaRef,
+    contents: Contents,
+    staged: Vec<Add>,
+}
+
+impl Store {
+    /// Opens the table, or makes it: checks the folder and the columns, adds new columns, removes what [`Begin`] says, and
+    /// sweeps staged files that nothing names.
+    ///
+    /// # Errors
+    /// What was tried and what the world said.
+    pub async fn open(open: Open<'_>) -> Result<Self, OfflineError> {
+        let name = open.name.to_owned();
+        let wanted = columns::stored_schema(&name, &open.schema)?;
+        writable(&name, &open.path)?;
+        let path = open.path.to_string_lossy();
+        let failed = failing(&name, "open the table");
+        let mut table = ensure_table_uri(&*path)
+            .and_then(DeltaTableBuilder::from_url)
+            .and_then(DeltaTableBuilder::build)
+            .map_err(failed)?;
+        if table.verify_deltatable_existence().await.map_err(failed)? {
+            table.load().await.map_err(failed)?;
+            table = begin::reconcile_columns(&name, table, &wanted).await?;
+            begin::remove_what_will_be_made_again(&name, open.job, &mut table, open.begin).await?;
+            sweep::sweep(&table, &open.path).await.map_err(failing(&name, "sweep staged files"))?;
+        } else {
+            let kernel: StructType =
+                wanted.as_ref().try_into_kernel().map_err(|e| failing(&name, "convert the columns")(DeltaTableError::from(e)))?;
+            let create = table.create().with_columns(kernel.fields().cloned()).with_partition_columns([DATE]);
+            table = create.await.map_err(failing(&name, "make the table"))?;
+        }
+        let schema = arrow_schema(&table).map_err(failed)?;
+        let writer = RecordBatchWriter::for_table(&table).map_err(failed)?;
+        Ok(Store {
+            name,
+            job: open.job.to_owned(),
+            topology_hash: open.topology_hash.to_owned(),
+            table,
+            writer,
+            schema: schema.into(),
+            contents: Contents::default(),
+            staged: Vec::new(),
+        })
+    }
+
+    /// Encodes rows of a closed epoch.
+    ///
+    /// # Errors
+    /// If a file can't be written.
+    pub async fn write(&mut self, epoch: u64, batch: &RecordBatch) -> Result<(), OfflineError> {
+        let failed = failing(&self.name, "write rows");
+        let kept = columns::conform(batch, &self.schema).map_err(|e| failed(e.into()))?;
+        self.contents.add(epoch, &kept).map_err(|e| failed(e.into()))?;
+        self.writer.write(kept).await.map_err(failed)
+    }
+
+    /// Bytes of encoded rows in files that are not closed yet.
+    pub fn open_bytes(&self) -> usize {
+        self.writer.buffer_len()
+    }
+
+    /// Closes the files written so far. They are complete, and no reader sees them.
+    ///
+    /// # Errors
+    /// If a file can't be written.
+    pub async fn stage(&mut self) -> Result<(), OfflineError> {
+        let files = self.writer.flush().await.map_err(failing(&self.name, "close staged files"))?;
+        self.staged.extend(files);
+        Ok(())
+    }
+
+    /// Commits everything taken so far, of epochs up to `epoch`: one new version of the table, or nothing when the table
+    /// has the epoch already.
+    ///
+    /// # Errors
+    /// If the log can't be read or written, or other writers were first too often.
+    pub async fn commit(&mut self, epoch: u64) -> Result<Committed, OfflineError> {
+        self.stage().await?;
+        if self.contents.rows == 0 {
+            return Ok(Committed::Nothing);
+        }
+        let failed = failing(&self.name, "commit");
+        self.table.update_state().await.map_err(failed)?;
+        let contents = std::mem::take(&mut self.contents);
+        let files = std::mem::take(&mut self.staged);
+        let app = app_id(&self.job, &self.name);
+        let log = self.table.log_store();
+        let state = self.table.snapshot().map_err(failed)?;
+        let seen = state.transaction_version(&*log, &app).await.map_err(failed)?;
+        if seen.is_some_and(|seen| seen >= epoch as i64) {
+            // The files hold rows that are in the table already; the sweep of a later start takes them away.
+            return Ok(Committed::Repeated);
+        }
+        let about = contents.describe(&self.job, &self.name, &self.topology_hash);
+        let properties = CommitProperties::default()
+            .with_application_transaction(Transaction::new(&app, epoch as i64))
+            .with_metadata(about);
+        let rows = Committed::Rows { rows: contents.rows, files: files.len() as u64, conflicts: 0 };
+        let operation =
+            DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(vec![DATE.into()]), predicate: None };
+        let done = CommitBuilder::from(properties)
+            .with_actions(files.into_iter().map(Action::Add).collect())
+            .build(Some(state), log, operation)
+            .await
+            .map_err(failed)?;
+        Ok(match rows {
+            Committed::Rows { rows, files, .. } => Committed::Rows { rows, files, conflicts: done.metrics().num_retries },
+            other => other,
+        })
+    }
+}
+
+/// The id of the application transaction that tells how far a job's rows are in a table.
+fn app_id(job: &str, table: &str) -> String {
+    format!("{job}/{table}")
+}
+
+/// The columns of a table.
+fn arrow_schema(table: &DeltaTable) -> Result<Schema, DeltaTableError> {
+    let schema: StructType = table.snapshot()?.metadata().parse_schema()?;
+    Ok((&schema).try_into_arrow()?)
+}
+
+/// Removes files from the table and says that the job's rows are in it up to `epoch` (-1: none).
+async fn retract(job: &str, name: &str, table: &mut DeltaTable, files: Vec<Remove>, epoch: i64) -> Result<(), OfflineError> {
+    let failed = failing(name, "remove rows that will be made again");
+    let properties =
+        CommitProperties::default().with_application_transaction(Transaction::new(app_id(job, name), epoch));
+    let log = table.log_store();
+    let state = table.snapshot().map_err(failed)?;
+    CommitBuilder::from(properties)
+        .with_actions(files.into_iter().map(Action::Remove).collect())
+        .build(Some(state), log, DeltaOperation::Delete { predicate: None })
+        .await
+        .map_err(failed)?;
+    table.update_state().await.map_err(failed)
+}
+
+/// Makes the folder, and a file in it for a moment: a folder that can't be written is an error now, not at the first
+/// commit.
+fn writable(name: &str, path: &Path) -> Result<(), OfflineError> {
+    let refused = |error: std::io::Error| OfflineError::Path {
+        table: name.to_owned(),
+        path: path.display().to_string(),
+        detail: format!("the table's folder can't be written ({error}); set `path` to a folder that can"),
+    };
+    std::fs::create_dir_all(path).map_err(refused)?;
+    let probe = path.join(format!("_probe-{}", std::process::id()));
+    std::fs::write(&probe, b"").map_err(refused)?;
+    std::fs::remove_file(&probe).map_err(refused)
+}
+
+/// Says what was tried when the library failed.
+fn failing(table: &str, doing: &'static str) -> impl Fn(DeltaTableError) -> OfflineError + Copy {
+    move |error| OfflineError::Table { table: table.to_owned(), doing, detail: error.to_string() }
 }

@@ -1,0 +1,348 @@
+//! The thread that writes all tables: gathers epochs, encodes them when every worker has closed them, commits on time.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::{Instant, timeout_at};
+
+use super::delta::{Committed, Open, Store};
+use super::{Begin, OfflineConfig, OfflineError, TableKind};
+use crate::metrics::catalogue::*;
+use crate::metrics::{CounterHandle, GaugeHandle, HistogramHandle};
+
+/// Encoded rows are closed into staged files when a table has more than this of them open: the bound of a table's memory
+/// between commits.
+const OPEN_BYTES_MAX: usize = 64 << 20;
+
+/// A table to open.
+#[derive(Debug, Clone)]
+pub struct OpenTable {
+    /// The table's name in the topology.
+    pub name: String,
+    /// How it is kept.
+    pub config: OfflineConfig,
+    /// The columns of the batches it will be fed, with the provenance columns `topic`, `partition`, `offset` and
+    /// `event_time` (milliseconds, or a timestamp).
+    pub schema: SchemaRef,
+}
+
+/// What the offline store needs to start.
+#[derive(Debug, Clone)]
+pub struct OpenOffline {
+    /// Name of the job.
+    pub job: String,
+    /// Hash of the topology: says in every commit which definitions made its rows.
+    pub topology_hash: String,
+    /// The folder that relative paths start from.
+    pub folder: PathBuf,
+    /// Number of workers that feed.
+    pub workers: usize,
+    /// What is expected of an earlier run.
+    pub begin: Begin,
+    /// The tables. A feed names a table by its index here.
+    pub tables: Vec<OpenTable>,
+}
+
+enum Message {
+    Rows { worker: usize, table: usize, epoch: u64, batch: RecordBatch, bytes: u64 },
+    Closed { worker: usize, epoch: u64 },
+}
+
+/// Figures that the writing thread publishes.
+#[derive(Debug, Default)]
+struct Shared {
+    backlog_bytes: AtomicU64,
+    /// For each table the newest durable epoch plus 1; 0 while there is none.
+    durable: Vec<AtomicU64>,
+}
+
+impl Shared {
+    fn durable_epoch(&self) -> Option<u64> {
+        self.durable.iter().map(|epoch| epoch.load(Ordering::Acquire)).min()?.checked_sub(1)
+    }
+}
+
+/// The running offline store.
+pub struct Offline {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    result: mpsc::Receiver<Result<(), OfflineError>>,
+}
+
+/// One worker's way in. Nothing here blocks or fails; what goes wrong shows in [`Offline::check`].
+pub struct Feeder {
+    worker: usize,
+    sender: UnboundedSender<Message>,
+    shared: Arc<Shared>,
+}
+
+impl Feeder {
+    /// Hands over rows of the open `epoch` for table number `table`.
+    pub fn feed(&self, table: usize, epoch: u64, batch: RecordBatch) {
+        if batch.num_rows() == 0 {
+            return;
+        }
+        let bytes = batch.get_array_memory_size() as u64;
+        self.shared.backlog_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if self.sender.send(Message::Rows { worker: self.worker, table, epoch, batch, bytes }).is_err() {
+            self.shared.backlog_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Says that this worker gives no more rows of `epoch` or an earlier one.
+    pub fn close(&self, epoch: u64) {
+        // An error means that the thread has stopped: `check` tells why.
+        let _stopped = self.sender.send(Message::Closed { worker: self.worker, epoch });
+    }
+}
+
+impl Offline {
+    /// Memory of rows handed over and not yet encoded. Above a limit of the caller's choice the sources should wait.
+    pub fn backlog_bytes(&self) -> u64 {
+        self.shared.backlog_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The newest epoch of which every table has everything. `None` before the first.
+    pub fn durable_epoch(&self) -> Option<u64> {
+        self.shared.durable_epoch()
+    }
+
+    /// Asks whether the thread is still at work. Cheap.
+    ///
+    /// # Errors
+    /// Why it stopped: the job can't go on.
+    pub fn check(&self) -> Result<(), OfflineError> {
+        self.result.try_recv().unwrap_or(Ok(()))
+    }
+
+    /// Commits everything of the epochs that all workers have closed, and stops. The feeders must be dropped first.
+    ///
+    /// # Errors
+    /// If a table can't be committed, or the deadline passes.
+    pub fn finish(mut self, deadline: Duration) -> Result<(), OfflineError> {
+        let late = || OfflineError::Deadline { seconds: deadline.as_secs(), durable: self.shared.durable_epoch() };
+        let result = self.result.recv_timeout(deadline).map_err(|_| late())?;
+        if let Some(thread) = self.thread.take() {
+            // The result has come, so the thread is at its end; a panic has ended the process already.
+            let _joined = thread.join();
+        }
+        result
+    }
+}
+
+/// Opens all tables and starts the thread. Gives one feeder for each worker; the store finishes when all are dropped.
+///
+/// # Errors
+/// If a table can't be opened.
+pub fn start(open: OpenOffline) -> Result<(Offline, Vec<Feeder>), OfflineError> {
+    let (sender, receiver) = unbounded_channel();
+    let (opened, is_open) = mpsc::channel();
+    let (ended, result) = mpsc::channel();
+    let durable = match open.begin {
+        Begin::After(epoch) => epoch + 1,
+        Begin::Anew | Begin::AnewReplacing => 0,
+    };
+    let shared = Arc::new(Shared {
+        backlog_bytes: AtomicU64::new(0),
+        durable: open.tables.iter().map(|_| AtomicU64::new(durable)).collect(),
+    });
+    let workers = open.workers;
+    let thread_shared = shared.clone();
+    let thread_failed =
+        |error: std::io::Error| OfflineError::Table { table: "all".into(), doing: "start the thread", detail: error.to_string() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(thread_failed)?;
+    let body = move || {
+        runtime.block_on(async move {
+            match Writer::open(open, thread_shared).await {
+                Err(error) => drop(opened.send(Err(error))),
+                Ok(writer) => {
+                    drop(opened.send(Ok(())));
+                    drop(ended.send(writer.run(receiver).await));
+                }
+            }
+        });
+    };
+    let thread = std::thread::Builder::new().name("offline".into()).spawn(body).map_err(thread_failed)?;
+    match is_open.recv() {
+        Ok(result) => result?,
+        Err(_) => return Err(thread_failed(std::io::Error::other("it ended before the tables were open"))),
+    }
+    let feeders = (0..workers).map(|worker| Feeder { worker, sender: sender.clone(), shared: shared.clone() }).collect();
+    Ok((Offline { shared, thread: Some(thread), result }, feeders))
+}
+
+/// One table with what waits for it.
+struct Table {
+    store: Store,
+    every: Duration,
+    due: Instant,
+    /// Rows of epochs that are not closed by all: (worker, rows, bytes), in order of arrival.
+    waiting: BTreeMap<u64, Vec<(usize, RecordBatch, u64)>>,
+    /// True when rows were encoded since the last commit.
+    pending: bool,
+    metrics: TableMetrics,
+}
+
+struct TableMetrics {
+    rows: CounterHandle,
+    files: CounterHandle,
+    committed: CounterHandle,
+    repeated: CounterHandle,
+    conflicts: CounterHandle,
+    duration: HistogramHandle,
+    durable: GaugeHandle,
+    last_commit: GaugeHandle,
+}
+
+impl TableMetrics {
+    fn new(table: &str) -> Self {
+        TableMetrics {
+            rows: OFFLINE_ROWS.of([table]),
+            files: OFFLINE_FILES.of([table]),
+            committed: OFFLINE_COMMITS.of([table, "committed"]),
+            repeated: OFFLINE_COMMITS.of([table, "repeated"]),
+            conflicts: OFFLINE_COMMIT_CONFLICTS.of([table]),
+            duration: OFFLINE_COMMIT_DURATION.of([table]),
+            durable: OFFLINE_DURABLE_EPOCH.of([table]),
+            last_commit: OFFLINE_LAST_COMMIT.of([table]),
+        }
+    }
+
+    fn count(&self, committed: Committed, started: Instant) {
+        match committed {
+            Committed::Nothing => return,
+            Committed::Repeated => self.repeated.increment(1),
+            Committed::Rows { rows, files, conflicts } => {
+                self.rows.increment(rows);
+                self.files.increment(files);
+                self.committed.increment(1);
+                self.conflicts.increment(conflicts);
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                self.last_commit.set(now.as_secs_f64());
+            }
+        }
+        self.duration.record(started.elapsed().as_secs_f64());
+    }
+}
+
+struct Writer {
+    tables: Vec<Table>,
+    /// For each worker the newest epoch it has closed plus 1.
+    closed: Vec<u64>,
+    shared: Arc<Shared>,
+    backlog: GaugeHandle,
+}
+
+impl Writer {
+    async fn open(open: OpenOffline, shared: Arc<Shared>) -> Result<Self, OfflineError> {
+        let mut tables = Vec::with_capacity(open.tables.len());
+        for table in &open.tables {
+            let TableKind::Delta(config) = &table.config.table;
+            let store = Store::open(Open {
+                name: &table.name,
+                job: &open.job,
+                topology_hash: &open.topology_hash,
+                path: open.folder.join(&config.path),
+                schema: table.schema.clone(),
+                begin: open.begin,
+            })
+            .await?;
+            let every = table.config.every.duration();
+            let metrics = TableMetrics::new(&table.name);
+            metrics.durable.set(0.0);
+            tables.push(Table {
+                store,
+                every,
+                due: Instant::now() + every,
+                waiting: BTreeMap::new(),
+                pending: false,
+                metrics,
+            });
+        }
+        let backlog = OFFLINE_BACKLOG_BYTES.of([]);
+        backlog.set(0.0);
+        let closed = vec![shared.durable.first().map_or(0, |epoch| epoch.load(Ordering::Acquire)); open.workers];
+        Ok(Writer { tables, closed, shared, backlog })
+    }
+
+    /// Until all feeders are gone.
+    async fn run(mut self, mut receiver: UnboundedReceiver<Message>) -> Result<(), OfflineError> {
+        loop {
+            let wake = self.tables.iter().filter(|table| table.pending).map(|table| table.due).min();
+            // Without anything to commit there is nothing to wake up for but a message.
+            let wake = wake.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            match timeout_at(wake, receiver.recv()).await {
+                Ok(Some(Message::Rows { worker, table, epoch, batch, bytes })) => {
+                    self.tables[table].waiting.entry(epoch).or_default().push((worker, batch, bytes));
+                    continue;
+                }
+                Ok(Some(Message::Closed { worker, epoch })) => {
+                    self.closed[worker] = self.closed[worker].max(epoch + 1);
+                    self.encode().await?;
+                }
+                Ok(None) => break,
+                Err(_elapsed) => {}
+            }
+            self.backlog.set(self.shared.backlog_bytes.load(Ordering::Relaxed) as f64);
+            self.commit_due(Instant::now()).await?;
+        }
+        self.encode().await?;
+        for table in &mut self.tables {
+            table.due = Instant::now();
+        }
+        self.commit_due(Instant::now()).await
+    }
+
+    /// One behind the newest epoch that every worker has closed.
+    fn complete(&self) -> u64 {
+        self.closed.iter().copied().min().unwrap_or(0)
+    }
+
+    /// Encodes the rows of complete epochs, epoch by epoch and worker by worker.
+    async fn encode(&mut self) -> Result<(), OfflineError> {
+        let complete = self.complete();
+        for table in &mut self.tables {
+            let open = table.waiting.split_off(&complete);
+            for (epoch, mut rows) in std::mem::replace(&mut table.waiting, open) {
+                rows.sort_by_key(|(worker, ..)| *worker);
+                for (_, batch, bytes) in rows {
+                    table.store.write(epoch, &batch).await?;
+                    self.shared.backlog_bytes.fetch_sub(bytes, Ordering::Relaxed);
+                }
+                table.pending = true;
+            }
+            if table.store.open_bytes() > OPEN_BYTES_MAX {
+                table.store.stage().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits the tables whose time has come; a table without new rows has every complete epoch.
+    async fn commit_due(&mut self, now: Instant) -> Result<(), OfflineError> {
+        let Some(epoch) = self.complete().checked_sub(1) else { return Ok(()) };
+        for (table, durable) in self.tables.iter_mut().zip(&self.shared.durable) {
+            if table.pending {
+                if table.due > now {
+                    continue;
+                }
+                let started = Instant::now();
+                let committed = table.store.commit(epoch).await?;
+                table.metrics.count(committed, started);
+                table.pending = false;
+            }
+            table.due = now + table.every;
+            durable.store(epoch + 1, Ordering::Release);
+            table.metrics.durable.set(epoch as f64);
+        }
+        Ok(())
+    }
+}
