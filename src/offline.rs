@@ -22,6 +22,8 @@ use serde::{Deserialize, Serialize};
 mod columns;
 mod contents;
 pub mod delta;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use writer::{Feeder, Offline, OpenOffline, OpenTable, start};

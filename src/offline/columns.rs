@@ -47,7 +47,8 @@ fn stored(data_type: &DataType) -> Option<DataType> {
 /// # Errors
 /// If a column has a type that tables do not have, appears twice, is named `date`, or a provenance column is missing.
 pub(super) fn stored_schema(table: &str, stream: &Schema) -> Result<SchemaRef, OfflineError> {
-    let wrong = |column: &str, detail: String| OfflineError::Column { table: table.into(), column: column.into(), detail };
+    let wrong =
+        |column: &str, detail: String| OfflineError::Column { table: table.into(), column: column.into(), detail };
     let mut fields = vec![Field::new(DATE, DataType::Date32, true)];
     let mut names = HashSet::from([DATE.to_owned()]);
     for field in stream.fields() {
@@ -136,7 +137,10 @@ mod tests {
         let dates = kept["date"].as_primitive::<arrow::datatypes::Date32Type>();
         assert_eq!(dates.values(), &[-1, 1], "a moment before 1970 is on the day before");
         assert_eq!(kept["event_time"].as_primitive::<TimestampMicrosecondType>().values(), &[-1000, 86_400_000_000]);
-        assert_eq!(kept["vector"].as_list::<i32>().values().as_ref(), &Float64Array::from(vec![Some(1.5), None]) as &dyn Array);
+        assert_eq!(
+            kept["vector"].as_list::<i32>().values().as_ref(),
+            &Float64Array::from(vec![Some(1.5), None]) as &dyn Array
+        );
     }
 
     #[test]
@@ -150,7 +154,8 @@ mod tests {
         check(Field::new("date", DataType::Utf8, true), "column `date`: the table keeps the date of the event time");
         check(Field::new("Offset", DataType::Int64, true), "column `Offset`: the name appears twice");
         check(Field::new("x", DataType::Time32(TimeUnit::Second), true), "column `x`: a table can't keep the type");
-        let error = stored_schema("events", &Schema::new(provenance()[1..].to_vec())).expect_err("no topic").to_string();
+        let error =
+            stored_schema("events", &Schema::new(provenance()[1..].to_vec())).expect_err("no topic").to_string();
         assert!(error.contains("column `topic`: the stream has no such provenance column"), "{error}");
     }
 }

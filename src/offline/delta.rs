@@ -107,8 +107,10 @@ impl Store {
             begin::remove_what_will_be_made_again(&name, open.job, &mut table, open.begin).await?;
             sweep::sweep(&table, &open.path).await.map_err(failing(&name, "sweep staged files"))?;
         } else {
-            let kernel: StructType =
-                wanted.as_ref().try_into_kernel().map_err(|e| failing(&name, "convert the columns")(DeltaTableError::from(e)))?;
+            let kernel: StructType = wanted
+                .as_ref()
+                .try_into_kernel()
+                .map_err(|e| failing(&name, "convert the columns")(DeltaTableError::from(e)))?;
             let create = table.create().with_columns(kernel.fields().cloned()).with_partition_columns([DATE]);
             table = create.await.map_err(failing(&name, "make the table"))?;
         }
@@ -178,7 +180,7 @@ impl Store {
         let properties = CommitProperties::default()
             .with_application_transaction(Transaction::new(&app, epoch as i64))
             .with_metadata(about);
-        let rows = Committed::Rows { rows: contents.rows, files: files.len() as u64, conflicts: 0 };
+        let file_count = files.len() as u64;
         let operation =
             DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(vec![DATE.into()]), predicate: None };
         let done = CommitBuilder::from(properties)
@@ -186,10 +188,7 @@ impl Store {
             .build(Some(state), log, operation)
             .await
             .map_err(failed)?;
-        Ok(match rows {
-            Committed::Rows { rows, files, .. } => Committed::Rows { rows, files, conflicts: done.metrics().num_retries },
-            other => other,
-        })
+        Ok(Committed::Rows { rows: contents.rows, files: file_count, conflicts: done.metrics.num_retries })
     }
 }
 
@@ -205,7 +204,13 @@ fn arrow_schema(table: &DeltaTable) -> Result<Schema, DeltaTableError> {
 }
 
 /// Removes files from the table and says that the job's rows are in it up to `epoch` (-1: none).
-async fn retract(job: &str, name: &str, table: &mut DeltaTable, files: Vec<Remove>, epoch: i64) -> Result<(), OfflineError> {
+async fn retract(
+    job: &str,
+    name: &str,
+    table: &mut DeltaTable,
+    files: Vec<Remove>,
+    epoch: i64,
+) -> Result<(), OfflineError> {
     let failed = failing(name, "remove rows that will be made again");
     let properties =
         CommitProperties::default().with_application_transaction(Transaction::new(app_id(job, name), epoch));

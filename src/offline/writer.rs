@@ -156,8 +156,11 @@ pub fn start(open: OpenOffline) -> Result<(Offline, Vec<Feeder>), OfflineError> 
     });
     let workers = open.workers;
     let thread_shared = shared.clone();
-    let thread_failed =
-        |error: std::io::Error| OfflineError::Table { table: "all".into(), doing: "start the thread", detail: error.to_string() };
+    let thread_failed = |error: std::io::Error| OfflineError::Table {
+        table: "all".into(),
+        doing: "start the thread",
+        detail: error.to_string(),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(thread_failed)?;
     let body = move || {
         runtime.block_on(async move {
@@ -175,7 +178,8 @@ pub fn start(open: OpenOffline) -> Result<(Offline, Vec<Feeder>), OfflineError> 
         Ok(result) => result?,
         Err(_) => return Err(thread_failed(std::io::Error::other("it ended before the tables were open"))),
     }
-    let feeders = (0..workers).map(|worker| Feeder { worker, sender: sender.clone(), shared: shared.clone() }).collect();
+    let feeders =
+        (0..workers).map(|worker| Feeder { worker, sender: sender.clone(), shared: shared.clone() }).collect();
     Ok((Offline { shared, thread: Some(thread), result }, feeders))
 }
 

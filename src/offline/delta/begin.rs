@@ -16,7 +16,11 @@ use crate::offline::{Begin, OfflineError};
 ///
 /// # Errors
 /// If the table is partitioned otherwise, a column has another type, or a column that the stream lacks must not be null.
-pub(super) async fn reconcile_columns(name: &str, table: DeltaTable, wanted: &Schema) -> Result<DeltaTable, OfflineError> {
+pub(super) async fn reconcile_columns(
+    name: &str,
+    table: DeltaTable,
+    wanted: &Schema,
+) -> Result<DeltaTable, OfflineError> {
     let failed = failing(name, "compare the columns");
     let metadata = table.snapshot().map_err(failed)?.metadata();
     let partitions = metadata.partition_columns();
@@ -26,7 +30,8 @@ pub(super) async fn reconcile_columns(name: &str, table: DeltaTable, wanted: &Sc
     }
     let there: StructType = metadata.parse_schema().map_err(|e| failed(e.into()))?;
     let wanted: StructType = wanted.try_into_kernel().map_err(|e| failed(deltalake::DeltaTableError::from(e)))?;
-    let wrong = |column: &str, detail: String| OfflineError::Column { table: name.into(), column: column.into(), detail };
+    let wrong =
+        |column: &str, detail: String| OfflineError::Column { table: name.into(), column: column.into(), detail };
     let mut new: Vec<StructField> = Vec::new();
     for field in wanted.fields() {
         match there.field(field.name()) {
@@ -34,7 +39,8 @@ pub(super) async fn reconcile_columns(name: &str, table: DeltaTable, wanted: &Sc
             Some(kept) if kept.data_type() == field.data_type() => {}
             Some(kept) => {
                 let (is, has) = (field.data_type(), kept.data_type());
-                let detail = format!("it is {is} in the stream, but {has} in the table; rename it or choose another `path`");
+                let detail =
+                    format!("it is {is} in the stream, but {has} in the table; rename it or choose another `path`");
                 return Err(wrong(field.name(), detail));
             }
         }
@@ -101,7 +107,12 @@ pub(super) async fn remove_what_will_be_made_again(
 
 /// The files that the job committed with epochs behind `epoch`, and has not removed since: the log is read backwards up to
 /// the first commit of the job that is not behind it.
-async fn committed_behind(name: &str, job: &str, table: &DeltaTable, epoch: i64) -> Result<HashSet<String>, OfflineError> {
+async fn committed_behind(
+    name: &str,
+    job: &str,
+    table: &DeltaTable,
+    epoch: i64,
+) -> Result<HashSet<String>, OfflineError> {
     let failed = failing(name, "read the table's log");
     let log = table.log_store();
     let mut files = HashSet::new();
