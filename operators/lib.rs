@@ -23,6 +23,7 @@ pub mod kinds;
 pub mod operator;
 pub mod reject;
 pub mod schema;
+pub mod score;
 pub mod state;
 pub mod units;
 

@@ -3,6 +3,7 @@
 #![deny(missing_docs)]
 
 pub mod metrics;
+pub mod models;
 pub mod offline;
 pub mod runtime;
 pub mod sinks;

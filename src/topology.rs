@@ -252,6 +252,10 @@ pub struct Model {
     /// A score at or above this gives label 1, below it label 0. Default: the model's own label, else no label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<f64>,
+    /// Serves a model that answers NaN for some finite inputs, as a logarithm does; such rows go to the dead-letter sink.
+    /// By default such a model is refused at the start.
+    #[serde(default)]
+    pub nan_allowed: bool,
     /// Keeps the feature vector in every prediction, as column `features` (a list of float64 in the model's order).
     #[serde(default)]
     pub keep_features: bool,
