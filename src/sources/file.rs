@@ -230,3 +230,184 @@ fn messages(
     let chunk = Messages { payloads: payloads.finish(), rows, header };
     Ok((!chunk.is_empty()).then_some(Chunk::Messages(chunk)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use arrow::array::{ArrayRef, Int64Array};
+
+    use super::*;
+
+    fn reading(start: i64) -> Reading {
+        Reading { source_name: "s".into(), source: 3, partition: 7, start, message_size_max: 20, delimiter: b',' }
+    }
+
+    fn open(name: &str, text: &[u8], start: i64) -> (tempfile::TempDir, Result<FileReader, SourceError>) {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(name), text).unwrap();
+        let files = find_files("s", folder.path(), &[name.to_string()]).unwrap();
+        let reader = FileReader::open(&files[0], reading(start));
+        (folder, reader)
+    }
+
+    /// Every record of a file as (offset, text).
+    fn read(name: &str, text: &[u8], start: i64) -> Vec<(i64, String)> {
+        let (_folder, reader) = open(name, text, start);
+        let mut reader = reader.unwrap();
+        let mut records = Vec::new();
+        while let Some(Chunk::Messages(chunk)) = reader.next_chunk().unwrap() {
+            for (n, row) in chunk.rows.iter().enumerate() {
+                assert_eq!((row.source, row.partition), (3, 7));
+                records.push((row.offset, String::from_utf8_lossy(chunk.payloads.value(n)).into_owned()));
+            }
+        }
+        assert_eq!(reader.bytes_read(), reader.bytes_total());
+        records
+    }
+
+    fn check(name: &str, text: &str, expected: &[(i64, &str)]) {
+        let expected: Vec<(i64, String)> = expected.iter().map(|(n, text)| (*n, text.to_string())).collect();
+        assert_eq!(read(name, text.as_bytes(), 0), expected, "{text:?}");
+        // Going on after any record gives exactly the rest.
+        for (n, (offset, _)) in expected.iter().enumerate() {
+            assert_eq!(read(name, text.as_bytes(), offset + 1), expected[n + 1..], "{text:?} after {offset}");
+        }
+    }
+
+    fn check_error(name: &str, text: &str, start: i64, expected: &str) {
+        let (_folder, reader) = open(name, text.as_bytes(), start);
+        let error = reader.err().expect("opening is refused").to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn lines_are_records_and_keep_their_number() {
+        check("a.jsonl", "", &[]);
+        check("a.jsonl", "\n\n\n", &[]);
+        check("a.jsonl", "{1}\n{2}\n", &[(0, "{1}"), (1, "{2}")]);
+        check("a.ndjson", "{1}\r\n\r\n\n{2}", &[(0, "{1}"), (3, "{2}")]);
+        check("a.json", "\u{feff}{1}\n{2}\n\n", &[(0, "{1}"), (1, "{2}")]);
+    }
+
+    #[test]
+    fn a_long_line_is_cut_and_the_next_is_whole() {
+        let fits = "x".repeat(20);
+        for length in [21, 22, 23, 24, 1000, 700_000] {
+            for end in ["\n", "\r\n"] {
+                let text = format!("{fits}{end}{}{end}{fits}{end}", "y".repeat(length));
+                check("a.jsonl", &text, &[(0, &fits), (1, &"y".repeat(21)), (2, &fits)]);
+            }
+        }
+        check("a.jsonl", &"y".repeat(50), &[(0, &"y".repeat(21))]);
+    }
+
+    #[test]
+    fn bytes_that_are_not_text_are_handed_over() {
+        assert_eq!(read("a.jsonl", b"\xff\xfe\n{2}\n", 0), [(0, "\u{fffd}\u{fffd}".into()), (1, "{2}".into())]);
+    }
+
+    #[test]
+    fn a_csv_record_may_span_lines_and_has_the_number_of_its_last() {
+        check("a.csv", "a,b\n", &[]);
+        check("a.csv", "a,b\r\n1,2\r\n\r\n3,4", &[(1, "1,2"), (3, "3,4")]);
+        check("a.csv", "a,b\n1,\"x\ny\"\n2,z\n", &[(2, "1,\"x\ny\""), (3, "2,z")]);
+        check("a.csv", "a,b\n1,\"x\"\"\n\ny\"\n2,z\n", &[(3, "1,\"x\"\"\n\ny\""), (4, "2,z")]);
+        check("a.csv", "a,b\n1,5\" pipe\n2,z\n", &[(1, "1,5\" pipe"), (2, "2,z")]);
+    }
+
+    #[test]
+    fn a_quote_that_is_not_closed_costs_one_record() {
+        check("a.csv", "a,b\n1,\"x\n2,z\n3,z\n", &[(1, "1,\"x"), (2, "2,z"), (3, "3,z")]);
+        let rows: Vec<String> = (2..40).map(|n| format!("{n},z")).collect();
+        let mut expected = vec![(1, "1,\"x")];
+        expected.extend(rows.iter().enumerate().map(|(n, row)| (n as i64 + 2, row.as_str())));
+        check("a.csv", &format!("a,b\n1,\"x\n{}\n", rows.join("\n")), &expected);
+    }
+
+    #[test]
+    fn the_header_names_the_columns() {
+        let (_folder, reader) = open("a.csv", b"id,\"a \"\"b\"\"\", c \n1,2,3\n", 0);
+        let Some(Chunk::Messages(chunk)) = reader.unwrap().next_chunk().unwrap() else { panic!("one chunk") };
+        assert_eq!(**chunk.header.as_ref().unwrap(), ["id", "a \"b\"", "c"]);
+        check_error("a.csv", "", 0, "a.csv: is empty; a CSV file starts with a line that names its columns");
+        check_error("a.csv", "a,b,a\n", 0, "names column `a` twice");
+        check_error("a.csv", "a,\"b\n", 0, "quote that is not closed");
+    }
+
+    #[test]
+    fn what_is_not_a_file_of_lines_is_refused() {
+        check_error("a.json", " [\n{}]", 0, "source `s`: a.json: is a JSON array; write one JSON object a line");
+        check_error("a.jsonl", "{}\n{}\n", 3, "has 2 lines, but reading is to go on at line 4");
+        check_error("a.parquet", "not parquet", 0, "a.parquet: ");
+        assert_eq!(read("a.jsonl", b"{}\n{}\n", 2), []);
+    }
+
+    #[test]
+    fn a_file_that_shrinks_is_an_error() {
+        let (folder, reader) = open("a.jsonl", "{1}\n".repeat(200_000).as_bytes(), 0);
+        let mut reader = reader.unwrap();
+        reader.next_chunk().unwrap().unwrap();
+        fs::write(folder.path().join("a.jsonl"), "{1}\n").unwrap();
+        let error = loop {
+            match reader.next_chunk() {
+                Ok(chunk) => assert!(chunk.is_some(), "the end came without an error"),
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(error.contains("it was cut while it was read"), "{error}");
+    }
+
+    #[test]
+    fn parquet_rows_have_their_number_and_reading_goes_on_anywhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.parquet");
+        let column: ArrayRef = Arc::new(Int64Array::from_iter_values(0..3000));
+        let records = RecordBatch::try_from_iter([("n", column)]).unwrap();
+        let file = fs::File::create(&path).unwrap();
+        let mut writer = ::parquet::arrow::ArrowWriter::try_new(file, records.schema(), None).unwrap();
+        writer.write(&records).unwrap();
+        writer.close().unwrap();
+        let files = find_files("s", folder.path(), &["*.parquet".into()]).unwrap();
+        for start in [0, 1, 1500, 3000] {
+            let mut reader = FileReader::open(&files[0], reading(start)).unwrap();
+            let mut next = start;
+            while let Some(Chunk::Records(records, rows)) = reader.next_chunk().unwrap() {
+                let numbers = records.column(0).as_any().downcast_ref::<Int64Array>().unwrap();
+                for (row, number) in rows.iter().zip(numbers.values()) {
+                    assert_eq!((row.offset, *number), (next, next));
+                    next += 1;
+                }
+            }
+            assert_eq!((next, reader.bytes_read()), (3000, reader.bytes_total()));
+        }
+        assert!(FileReader::open(&files[0], reading(3001)).is_err());
+    }
+
+    #[test]
+    fn paths_and_globs_are_found_in_the_order_of_names() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("d")).unwrap();
+        fs::create_dir(folder.path().join("d/x.jsonl")).unwrap();
+        for name in ["d/b.jsonl", "d/a.csv", "d/c.txt", "d/[1].jsonl"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        let find = |patterns: &[&str]| {
+            let patterns: Vec<String> = patterns.iter().map(|p| p.to_string()).collect();
+            let found = find_files("s", folder.path(), &patterns).map_err(|error| error.to_string());
+            found.map(|files| files.iter().map(|file| file.name.to_string()).collect::<Vec<_>>())
+        };
+        assert_eq!(find(&["d/*.jsonl", "d/a.csv", "d/b.jsonl"]).unwrap(), ["d/[1].jsonl", "d/a.csv", "d/b.jsonl"]);
+        assert_eq!(find(&["d/[1].jsonl"]).unwrap(), ["d/[1].jsonl"]);
+        for (pattern, expected) in [
+            ("d/none.jsonl", "source `s`: d/none.jsonl: No such file"),
+            ("d/*.parquet", "no file matches in"),
+            ("d", "is a folder; name the files in it"),
+            ("d/c.txt", "is of an unknown format"),
+            ("d/***", "is not a glob"),
+        ] {
+            let error = find(&[pattern]).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

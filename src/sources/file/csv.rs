@@ -38,6 +38,9 @@ impl Records {
         if lines.next(&mut line, size_max)?.is_none() {
             return Err("is empty; a CSV file starts with a line that names its columns".into());
         }
+        if scan(State::FieldStart, &line, delimiter) == State::Quoted {
+            return Err("line 1, which names the columns, has a quote that is not closed".into());
+        }
         let text = std::str::from_utf8(&line).map_err(|_| "line 1, which names the columns, is not UTF-8".to_string())?;
         let header = split(text, delimiter as char);
         if let Some(twice) = header.iter().enumerate().find(|(n, name)| header[..*n].contains(name)) {
@@ -62,7 +65,7 @@ impl Records {
         if !record.contains(&b'"') {
             return Ok(Some(last));
         }
-        let mut state = self.scan(State::FieldStart, record);
+        let mut state = scan(State::FieldStart, record, self.delimiter);
         let (first, first_length) = (last, record.len());
         let mut more: Vec<(i64, Vec<u8>)> = Vec::new();
         let mut line = Vec::new();
@@ -76,7 +79,7 @@ impl Records {
             }
             record.push(b'\n');
             record.extend_from_slice(&line);
-            state = self.scan(state, &line);
+            state = scan(state, &line, self.delimiter);
             more.push((last, std::mem::take(&mut line)));
         }
         record.truncate(self.size_max + 1);
@@ -103,22 +106,23 @@ impl Records {
         self.lines.next_of_any_length(line, self.size_max)
     }
 
-    /// The state after `text`, a line that starts in `state`.
-    fn scan(&self, state: State, text: &[u8]) -> State {
-        text.iter().fold(state, |state, byte| match (state, *byte) {
-            (State::Quoted, b'"') => State::Quote,
-            (State::Quoted, _) => State::Quoted,
-            (State::Quote | State::FieldStart, b'"') => State::Quoted,
-            (_, byte) if byte == self.delimiter => State::FieldStart,
-            _ => State::Plain,
-        })
-    }
+}
+
+/// The state after `text`, a line that starts in `state`.
+fn scan(state: State, text: &[u8], delimiter: u8) -> State {
+    text.iter().fold(state, |state, byte| match (state, *byte) {
+        (State::Quoted, b'"') => State::Quote,
+        (State::Quoted, _) => State::Quoted,
+        (State::Quote | State::FieldStart, b'"') => State::Quoted,
+        (_, byte) if byte == delimiter => State::FieldStart,
+        _ => State::Plain,
+    })
 }
 
 /// The names of a header line.
 fn split(line: &str, delimiter: char) -> Vec<String> {
     let mut names = vec![String::new()];
-    let (mut state, delimiter) = (State::FieldStart, delimiter);
+    let mut state = State::FieldStart;
     for character in line.chars() {
         let name = names.last_mut().expect("there is always a last name");
         state = match (state, character) {
