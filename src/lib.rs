@@ -5,6 +5,7 @@
 pub mod metrics;
 pub mod models;
 pub mod offline;
+pub mod replay;
 pub mod runtime;
 pub mod sinks;
 pub mod sources;

@@ -35,7 +35,8 @@ kinds! {
 pub enum Arrival {
     /// Messages to decode, all of one partition or several, in offset order within each.
     Messages(Messages),
-    /// Rows that are already decoded (Parquet files, replays), and the records that failed on the way.
+    /// Rows of one source that are already decoded (files, replays), and the records that failed on the way. When all
+    /// of them failed, the batch is empty and its columns mean nothing.
     Records(Batch, Vec<Reject>),
     /// Everything before the timely time has been handed over (replays, which decide about time themselves).
     Advance(u64),

@@ -156,7 +156,8 @@ impl FileReader {
             }
             FileFormat::Csv => {
                 let lines = lines::Lines::open(&file.path).map_err(fail)?;
-                let mut records = csv::Records::new(lines, reading.delimiter, reading.message_size_max).map_err(fail)?;
+                let mut records =
+                    csv::Records::new(lines, reading.delimiter, reading.message_size_max).map_err(fail)?;
                 records.skip_to(reading.start).map_err(fail)?;
                 Format::Csv(records)
             }

@@ -41,7 +41,8 @@ impl Records {
         if scan(State::FieldStart, &line, delimiter) == State::Quoted {
             return Err("line 1, which names the columns, has a quote that is not closed".into());
         }
-        let text = std::str::from_utf8(&line).map_err(|_| "line 1, which names the columns, is not UTF-8".to_string())?;
+        let text =
+            std::str::from_utf8(&line).map_err(|_| "line 1, which names the columns, is not UTF-8".to_string())?;
         let header = split(text, delimiter as char);
         if let Some(twice) = header.iter().enumerate().find(|(n, name)| header[..*n].contains(name)) {
             return Err(format!("line 1 names column `{}` twice", twice.1));
@@ -105,7 +106,6 @@ impl Records {
         *number = self.lines.line();
         self.lines.next_of_any_length(line, self.size_max)
     }
-
 }
 
 /// The state after `text`, a line that starts in `state`.

@@ -109,7 +109,9 @@ impl Lines {
     fn refuse_shrunk(&self) -> Result<(), String> {
         if self.bytes_read < self.length {
             let (read, length) = (self.bytes_read, self.length);
-            return Err(format!("had {length} bytes when it was opened and ends after {read}: it was cut while it was read"));
+            return Err(format!(
+                "had {length} bytes when it was opened and ends after {read}: it was cut while it was read"
+            ));
         }
         Ok(())
     }
