@@ -262,6 +262,7 @@ impl Model {
             class: None,
             threshold: None,
             keep_features: false,
+            nan_allowed: false,
         }
     }
 
