@@ -97,8 +97,8 @@ pub struct ReplaySource {
 pub struct Replay {
     /// All sources.
     pub sources: Vec<ReplaySource>,
-    /// One inbox a worker, for all sources: the rows of a batch are of one source, which `Row::source` tells.
-    pub ports: Vec<Port>,
+    /// For each source, in the order of `sources`, one inbox a worker. All are told about time alike.
+    pub ports: Vec<Vec<Port>>,
     /// The job's table of partitions.
     pub partitions: Arc<Partitions>,
     /// The epoch to begin with.
@@ -119,8 +119,13 @@ impl Replay {
     ///
     /// # Errors
     /// If a file can't be opened.
+    ///
+    /// # Panics
+    /// If there is not one list of ports for each source, or a list has not one port for each worker.
     pub fn start(self) -> Result<JoinHandle<Result<(), SourceError>>, SourceError> {
         let Replay { sources, ports, partitions, first_epoch, pace, stop, progress, cuts } = self;
+        assert_eq!(sources.len(), ports.len(), "ports for each source");
+        assert!(ports.iter().all(|of_source| of_source.len() == ports[0].len()), "a port for each worker");
         let mut feeds = Vec::new();
         let mut decoders = Vec::new();
         for (index, source) in sources.into_iter().enumerate() {

@@ -38,7 +38,8 @@ struct Run {
 pub(super) struct Merge {
     feeds: Vec<Feed>,
     decoders: Vec<Decoding>,
-    ports: Vec<Port>,
+    /// By source and worker.
+    ports: Vec<Vec<Port>>,
     shared: Shared,
     pacer: Pacer,
     heads: BinaryHeap<Reverse<Key>>,
@@ -70,7 +71,13 @@ impl From<Closed> for End {
 }
 
 impl Merge {
-    pub fn new(feeds: Vec<Feed>, decoders: Vec<Decoding>, ports: Vec<Port>, first_epoch: u64, shared: Shared) -> Merge {
+    pub fn new(
+        feeds: Vec<Feed>,
+        decoders: Vec<Decoding>,
+        ports: Vec<Vec<Port>>,
+        first_epoch: u64,
+        shared: Shared,
+    ) -> Merge {
         Merge {
             feeds,
             decoders,
@@ -183,7 +190,7 @@ impl Merge {
     fn hand_over(&mut self) -> Result<(), End> {
         let runs = std::mem::take(&mut self.runs);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as i64;
-        let (rows, workers) = (self.tick_rows, self.ports.len());
+        let (rows, workers) = (self.tick_rows, self.ports.first().map_or(0, Vec::len));
         for worker in 0..workers {
             let shares = share(&runs, rows * worker / workers, rows * (worker + 1) / workers);
             for (source, share) in shares {
@@ -196,7 +203,7 @@ impl Merge {
                 for row in Arc::make_mut(&mut batch.rows) {
                     row.arrived_micros = now;
                 }
-                self.ports[worker].send(Arrival::Records(batch, rejects))?;
+                self.ports[source][worker].send(Arrival::Records(batch, rejects))?;
             }
         }
         let done = self.feeds.iter().map(Feed::bytes_done).sum();
@@ -205,8 +212,19 @@ impl Merge {
         Ok(())
     }
 
-    /// Closes the open tick and with it the open epoch.
+    /// Closes the open tick and with it the open epoch, and opens the next.
     fn close_epoch(&mut self) -> Result<(), End> {
+        self.cut()?;
+        self.epoch += 1;
+        self.tick = 0;
+        self.epoch_rows = 0;
+        self.advance_all()?;
+        Ok(())
+    }
+
+    /// Hands over what is left of the open epoch, and notes how far each feed was consumed. The cut is there before a
+    /// worker can learn that the epoch is over.
+    fn cut(&mut self) -> Result<(), End> {
         if self.tick_rows > 0 {
             self.hand_over()?;
         }
@@ -218,25 +236,25 @@ impl Merge {
             let positions = cut.positions.entry(self.decoders[feed.source].name.clone()).or_default();
             positions.0.insert((feed.name.to_string(), 0), feed.position);
         }
-        // The cut is there before a worker can learn that the epoch is over.
         self.shared.cuts.put(self.epoch, cut);
-        self.epoch += 1;
-        self.tick = 0;
-        self.epoch_rows = 0;
-        self.advance_all()?;
         Ok(())
     }
 
     fn advance_all(&self) -> Result<(), Closed> {
-        self.ports.iter().try_for_each(|port| port.send(Arrival::Advance(time(self.epoch, self.tick))))
+        self.send_all(|| Arrival::Advance(time(self.epoch, self.tick)))
     }
 
+    fn send_all(&self, arrival: impl Fn() -> Arrival) -> Result<(), Closed> {
+        self.ports.iter().flatten().try_for_each(|port| port.send(arrival()))
+    }
+
+    /// The end closes the open epoch, which may be empty.
     fn finish(&mut self) -> Result<(), End> {
-        self.close_epoch()?;
+        self.cut()?;
         if !stopped(&self.shared.stop) {
             self.shared.progress.finish();
         }
-        self.ports.iter().try_for_each(|port| port.send(Arrival::End))?;
+        self.send_all(|| Arrival::End)?;
         Ok(())
     }
 }

@@ -54,7 +54,7 @@ fn decode(chunk: Chunk, rejects: &mut Vec<Reject>) -> Result<Option<Batch>, Stri
     Ok((!batch.is_empty()).then_some(batch))
 }
 
-/// What a worker was handed: (timely time, source, event time, offset, value), the value of a reject being -1.
+/// What an inbox was given: (timely time, source, event time, offset, value), the value of a reject being -1.
 type Seen = Vec<(u64, u16, i64, i64, i64)>;
 
 struct Run {
@@ -84,7 +84,7 @@ struct Setup<'a> {
     workers: usize,
     pace: Pace,
     from: Option<(u64, Cut)>,
-    /// Stops the job when the first worker sees this value.
+    /// Stops the job when a worker sees this value.
     stop_at: Option<i64>,
 }
 
@@ -111,12 +111,13 @@ fn source(setup: &Setup, index: usize) -> ReplaySource {
 fn run(setup: Setup) -> Run {
     let stop = Arc::new(AtomicBool::new(false));
     let (cuts, progress) = (Arc::new(Cuts::default()), Arc::new(Progress::default()));
-    let (ports, inboxes): (Vec<_>, Vec<_>) = (0..setup.workers)
-        .map(|_| {
-            let (sender, inbox) = crossbeam_channel::bounded(1);
-            (Port::new(sender, Box::new(|| {})), inbox)
-        })
-        .unzip();
+    let mut inboxes = Vec::new();
+    let mut port = |_| {
+        let (sender, inbox) = crossbeam_channel::bounded(1);
+        inboxes.push(inbox);
+        Port::new(sender, Box::new(|| {}))
+    };
+    let ports = setup.sources.iter().map(|_| (0..setup.workers).map(&mut port).collect()).collect();
     let replay = Replay {
         sources: (0..setup.sources.len()).map(|n| source(&setup, n)).collect(),
         ports,
