@@ -17,6 +17,7 @@ pub mod batch;
 pub mod decode;
 pub mod drift;
 pub mod error;
+pub mod expressions;
 pub mod features;
 pub mod key;
 pub mod kinds;
