@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod kafka;
 pub mod metrics;
 pub mod models;
 pub mod offline;

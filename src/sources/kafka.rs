@@ -1,6 +1,28 @@
 //! Kafka topics, by manual assignment.
+//!
+//! ```text
+//!                         one client: one connection to each broker
+//!   broker ==fetch==> librdkafka --+-- queue 0 --> reader thread 0 --> port of worker 0   (partitions 0, 2, 4 ...)
+//!                                  +-- queue 1 --> reader thread 1 --> port of worker 1   (partitions 1, 3, 5 ...)
+//!   watch thread: connects, finds partitions, hands them to the queues; logs, lag, offsets for lag tools
+//! ```
+//! Batches are natural: a reader hands over what waits, one message when the stream is slow, hundreds when it is not.
+//! A full port makes its reader wait, so librdkafka's queue fills and it stops to fetch: nothing grows without a bound.
+//! A position that is gone is an error ([`SourceError::Gap`]), never a silent jump. A broker that is away is waited for.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+
 use millstream_operators::kinds::Kind;
-use std::collections::BTreeMap;
+use rdkafka::consumer::BaseConsumer;
+
+use super::{Connection, Connector, SourceError, Start};
+use crate::kafka::{self, ClientError, Context, OptionError, Options, Side};
+
+mod connect;
+mod read;
+mod watch;
 
 /// Kafka topics. Partitions are assigned by hand, offsets live in the checkpoint; the group's offsets are committed for
 /// lag tools only.
@@ -11,12 +33,17 @@ pub struct KafkaSource {
     pub brokers: String,
     /// The topics.
     pub topics: Vec<String>,
-    /// Where to start a partition that has no position yet.
+    /// Where to start a partition that has no position yet. Partitions that are added later start at their beginning.
     #[serde(default)]
     pub start: StartAt,
     /// More settings of librdkafka (`security.protocol`, `sasl.username` ...). Settings that the engine owns are refused.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub options: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "no_options")]
+    pub options: Options,
+}
+
+/// True if there are none, so that a file written from a value does not name them.
+pub(crate) fn no_options(options: &Options) -> bool {
+    options.0.is_empty()
 }
 
 /// Where to start a partition that has no position yet.
@@ -32,4 +59,86 @@ pub enum StartAt {
 
 impl Kind for KafkaSource {
     const EXAMPLE: &'static str = "{ brokers: \"localhost:9092\", topics: [card.txn], start: latest }";
+}
+
+impl KafkaSource {
+    /// What is wrong with the options, without asking a broker.
+    pub fn option_errors(&self) -> Vec<OptionError> {
+        self.options.errors(Side::Consumer)
+    }
+}
+
+impl Connector for KafkaSource {
+    /// Starts the threads and returns at once: brokers may still be away. A topic that does not exist, a position that is
+    /// gone and a user who may not read come as errors of the returned thread, as soon as a broker says so.
+    fn start(&self, start: Start) -> Result<JoinHandle<Result<(), SourceError>>, SourceError> {
+        let name = start.name.clone();
+        let fail = |error: ClientError| SourceError::Kafka { name: name.to_string(), detail: error.to_string() };
+        let config = kafka::consumer(&self.brokers, &start.job, &self.options).map_err(fail)?;
+        let context = Context::new(format!("source {name}"));
+        let consumer: BaseConsumer<Context> =
+            config.create_with_context(context).map_err(|error| fail(ClientError::Settings(error.to_string())))?;
+        let (source, status) = (self.clone(), start.status.clone());
+        let run = move || {
+            let result = watch::run(&source, Arc::new(consumer), start);
+            status.set_connection(Connection::Ended);
+            result
+        };
+        let thread = thread::Builder::new().name(format!("source-{name}")).spawn(run);
+        thread.map_err(|error| fail(ClientError::Settings(format!("no thread to be had: {error}"))))
+    }
+}
+
+/// A partition that is read: written by its reader, looked at by the watch thread.
+#[derive(Debug)]
+struct Tracked {
+    topic: Arc<str>,
+    partition: i32,
+    /// In the job's table of partitions.
+    number: u32,
+    /// The next offset to hand over.
+    position: AtomicI64,
+    records: AtomicU64,
+    bytes: AtomicU64,
+    /// When the newest message was read, and the timestamp it bears; milliseconds since 1970, 0 before the first.
+    read_at: AtomicI64,
+    stamped: AtomicI64,
+    /// True while everything there is has been read.
+    at_end: AtomicBool,
+}
+
+impl Tracked {
+    fn new(topic: Arc<str>, partition: i32, number: u32, position: i64) -> Self {
+        Tracked {
+            topic,
+            partition,
+            number,
+            position: AtomicI64::new(position),
+            records: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            read_at: AtomicI64::new(0),
+            stamped: AtomicI64::new(0),
+            at_end: AtomicBool::new(false),
+        }
+    }
+
+    /// The worker that reads it.
+    fn worker(&self, workers: usize) -> usize {
+        self.partition.unsigned_abs() as usize % workers
+    }
+}
+
+/// When a source's threads are to stop.
+#[derive(Debug)]
+struct Halt {
+    /// By the job: hand over what was begun, say that it was all.
+    asked: Arc<AtomicBool>,
+    /// Because one of them failed or lost its worker: what was handed over is not all.
+    broken: AtomicBool,
+}
+
+impl Halt {
+    fn now(&self) -> bool {
+        self.asked.load(Ordering::Relaxed) || self.broken.load(Ordering::Relaxed)
+    }
 }

@@ -1,0 +1,242 @@
+//! What sources, sinks and commands on Kafka share: safe settings, errors that a user can act on, and topics.
+//!
+//! Every client starts from the same defaults: TLS certificates are checked, no topic comes to be by a misspelt name,
+//! positions and delivery are the engine's. A topology may add settings of librdkafka by [`Options`]; those that the
+//! engine owns and those that would run code are refused.
+
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode;
+
+pub mod context;
+pub mod options;
+
+pub use context::{Context, Trouble};
+pub use options::{OptionError, Options, Side};
+
+/// What a client could not do.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// An option that is not passed on.
+    #[error(transparent)]
+    Option(#[from] OptionError),
+    /// librdkafka does not take a setting's value.
+    #[error("librdkafka does not accept the settings: {0}")]
+    Settings(String),
+    /// No broker answers.
+    #[error("no broker answers at {brokers}: {reason}")]
+    Unreachable {
+        /// The addresses tried.
+        brokers: String,
+        /// Why, as far as the client knows.
+        reason: String,
+    },
+    /// The broker does not know who we are, or can't prove who it is.
+    #[error("{brokers}: {reason}; check {check}")]
+    NotTrusted {
+        /// The addresses tried.
+        brokers: String,
+        /// What went wrong.
+        reason: String,
+        /// The options to look at.
+        check: &'static str,
+    },
+    /// The topic is not there.
+    #[error(
+        "topic `{topic}` does not exist at {brokers}; create it with `millstream produce FILE... --topic {topic} --create PARTITIONS` or Kafka's `kafka-topics.sh --create --topic {topic} --bootstrap-server {brokers}`"
+    )]
+    NoTopic {
+        /// The topic.
+        topic: String,
+        /// The addresses asked.
+        brokers: String,
+    },
+    /// The user may not use the topic.
+    #[error("topic `{topic}` at {brokers}: not allowed; the user needs the ACLs {acls} on it")]
+    NotAllowed {
+        /// The topic.
+        topic: String,
+        /// The addresses asked.
+        brokers: String,
+        /// The rights needed.
+        acls: &'static str,
+    },
+    /// Anything else that a broker refused.
+    #[error("{tried}: {brokers} says: {said}")]
+    Refused {
+        /// What was tried.
+        tried: String,
+        /// The addresses asked.
+        brokers: String,
+        /// The answer.
+        said: String,
+    },
+}
+
+impl ClientError {
+    /// True if the same attempt may succeed later: nobody answered.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, ClientError::Unreachable { .. })
+    }
+}
+
+/// Settings of both clients. `name` is what the broker sees: its logs and quotas go by it.
+fn client(brokers: &str, name: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", brokers)
+        .set("client.id", name)
+        .set("allow.auto.create.topics", "false")
+        .set("log.connection.close", "false")
+        .set("socket.nagle.disable", "true")
+        .set("socket.keepalive.enable", "true")
+        // A broker that comes back is found within two seconds; the default lets ten go by.
+        .set("reconnect.backoff.max.ms", "2000");
+    config
+}
+
+/// Settings of a consumer in group `group`: committed messages only, checked, started and committed by the engine.
+///
+/// # Errors
+/// The first option that is refused.
+pub fn consumer(brokers: &str, group: &str, options: &Options) -> Result<ClientConfig, ClientError> {
+    let mut config = client(brokers, &format!("millstream-{group}"));
+    config
+        .set("group.id", group)
+        .set("isolation.level", "read_committed")
+        .set("check.crcs", "true")
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "error")
+        .set("enable.partition.eof", "true")
+        // A fetch that waits for a message at idle partitions holds up those that have just become free to be fetched.
+        .set("fetch.wait.max.ms", "100")
+        // Fetching stops when this much waits in memory, for each worker, and goes on so much later when it is used up.
+        .set("queued.max.messages.kbytes", "16384")
+        .set("fetch.queue.backoff.ms", "10")
+        .set("fetch.error.backoff.ms", "200");
+    add(config, options, Side::Consumer)
+}
+
+/// Settings of a producer: every message once and in order, acknowledged by all replicas in sync, however long it takes.
+///
+/// # Errors
+/// The first option that is refused.
+pub fn producer(brokers: &str, name: &str, options: &Options) -> Result<ClientConfig, ClientError> {
+    let mut config = client(brokers, &format!("millstream-{name}"));
+    config
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        // Java's partitioner: keys land where other clients put them.
+        .set("partitioner", "murmur2_random")
+        // A broker that is away is no reason to give up: the queue fills, and the engine waits.
+        .set("message.timeout.ms", "0")
+        .set("queue.buffering.max.messages", "100000")
+        .set("queue.buffering.max.kbytes", "65536");
+    add(config, options, Side::Producer)
+}
+
+fn add(mut config: ClientConfig, options: &Options, side: Side) -> Result<ClientConfig, ClientError> {
+    if let Some(error) = options.errors(side).into_iter().next() {
+        return Err(error.into());
+    }
+    for (name, value) in &options.0 {
+        config.set(name, value);
+    }
+    Ok(config)
+}
+
+/// The number of partitions of `topic`.
+///
+/// # Errors
+/// [`Unreachable`](ClientError::Unreachable) if no broker answers within `wait`, else what the broker says.
+pub fn partitions<C: ClientContext>(
+    client: &Client<C>,
+    brokers: &str,
+    topic: &str,
+    wait: Duration,
+    trouble: impl FnOnce() -> Option<Trouble>,
+) -> Result<i32, ClientError> {
+    let metadata = client.fetch_metadata(Some(topic), wait).map_err(|error| explain(&error, brokers, trouble()))?;
+    let found = metadata.topics().iter().find(|t| t.name() == topic);
+    let no_topic = || ClientError::NoTopic { topic: topic.into(), brokers: brokers.into() };
+    let found = found.ok_or_else(no_topic)?;
+    match found.error().map(RDKafkaErrorCode::from) {
+        None if found.partitions().is_empty() => Err(no_topic()),
+        None => Ok(i32::try_from(found.partitions().len()).unwrap_or(i32::MAX)),
+        Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Err(no_topic()),
+        Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
+            let acls = "DESCRIBE and READ (sources) or WRITE (sinks)";
+            Err(ClientError::NotAllowed { topic: topic.into(), brokers: brokers.into(), acls })
+        }
+        Some(RDKafkaErrorCode::LeaderNotAvailable) => {
+            let reason = format!("topic `{topic}` has no leader yet");
+            Err(ClientError::Unreachable { brokers: brokers.into(), reason })
+        }
+        Some(code) => {
+            let tried = format!("asked for the partitions of topic `{topic}`");
+            Err(ClientError::Refused { tried, brokers: brokers.into(), said: code.to_string() })
+        }
+    }
+}
+
+/// A call that failed, in words: `trouble` is what the client had to say meanwhile.
+pub fn explain(error: &KafkaError, brokers: &str, trouble: Option<Trouble>) -> ClientError {
+    let brokers = brokers.to_owned();
+    match trouble {
+        Some(Trouble { code: RDKafkaErrorCode::Authentication, reason }) => {
+            let check = "`sasl.mechanism`, `sasl.username` and `sasl.password` in `options`";
+            ClientError::NotTrusted { brokers, reason, check }
+        }
+        Some(Trouble { code: RDKafkaErrorCode::SSL, reason }) => {
+            let check =
+                "`security.protocol` and `ssl.ca.location` in `options`, and the names in the broker's certificate";
+            ClientError::NotTrusted { brokers, reason, check }
+        }
+        Some(Trouble { reason, .. }) => ClientError::Unreachable { brokers, reason },
+        None => match error.rdkafka_error_code() {
+            Some(code) if !is_silence(code) => {
+                ClientError::Refused { tried: "a request".into(), brokers, said: code.to_string() }
+            }
+            _ => ClientError::Unreachable { brokers, reason: "no answer in time".into() },
+        },
+    }
+}
+
+/// True if the code says that nobody answered.
+fn is_silence(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, OperationTimedOut, Resolve, TimedOutQueue};
+    use RDKafkaErrorCode::{BrokerNotAvailable, LeaderNotAvailable, NotLeaderForPartition, RequestTimedOut};
+    let local = matches!(code, AllBrokersDown | BrokerTransportFailure | OperationTimedOut | Resolve | TimedOutQueue);
+    local || matches!(code, BrokerNotAvailable | LeaderNotAvailable | NotLeaderForPartition | RequestTimedOut)
+}
+
+/// Creates `topic` with so many partitions and the broker's default of replicas. Gives false if there is one already.
+///
+/// # Errors
+/// What the broker says.
+pub fn create_topic(config: &ClientConfig, topic: &str, partitions: i32) -> Result<bool, ClientError> {
+    let brokers = config.get("bootstrap.servers").unwrap_or_default();
+    let admin: AdminClient<_> = config.create().map_err(|error| ClientError::Settings(error.to_string()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.map_err(|error| ClientError::Settings(error.to_string()))?;
+    // -1 asks for the default of the broker.
+    let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
+    let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(15)));
+    let answers = runtime.block_on(admin.create_topics([&new], &options));
+    let answers = answers.map_err(|error| explain(&error, brokers, None))?;
+    let refused = |code: RDKafkaErrorCode| {
+        let tried = format!("create topic `{topic}` with {partitions} partitions");
+        ClientError::Refused { tried, brokers: brokers.into(), said: code.to_string() }
+    };
+    match answers.into_iter().next() {
+        Some(Ok(_)) => Ok(true),
+        Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(false),
+        Some(Err((_, code))) => Err(refused(code)),
+        None => Err(refused(RDKafkaErrorCode::Unknown)),
+    }
+}

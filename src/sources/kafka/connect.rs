@@ -1,0 +1,170 @@
+//! The first contact: waits for a broker, finds the partitions, and decides where each begins.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
+use super::{Halt, KafkaSource, StartAt};
+use crate::kafka::{self, ClientError, Context};
+use crate::sources::{Positions, SourceError};
+
+/// One try to reach a broker.
+const TRY: Duration = Duration::from_secs(2);
+/// A topic that was created a moment ago may not be known to every broker yet.
+const TOPIC_GRACE: Duration = Duration::from_secs(3);
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_LAST: Duration = Duration::from_secs(2);
+
+/// A partition and the offset to begin at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Begin {
+    pub topic: String,
+    pub partition: i32,
+    pub position: i64,
+}
+
+/// Asks one source's brokers.
+pub(super) struct Contact<'a> {
+    pub source: &'a KafkaSource,
+    pub name: &'a str,
+    pub consumer: &'a BaseConsumer<Context>,
+    pub halt: &'a Halt,
+}
+
+impl Contact<'_> {
+    /// Every partition of every topic with the offset to begin at; `None` if the job stopped meanwhile.
+    ///
+    /// # Errors
+    /// A topic that is missing, a position that is gone, a client that is not let in.
+    pub fn begin(&self, positions: &Positions) -> Result<Option<Vec<Begin>>, SourceError> {
+        let mut begin = Vec::new();
+        for topic in &self.source.topics {
+            let Some(count) = self.wait_for_topic(topic)? else { return Ok(None) };
+            self.check_count(topic, count, positions)?;
+            for partition in 0..count {
+                let resumed = positions.0.get(&(topic.clone(), partition)).copied();
+                let Some(position) = self.position(topic, partition, resumed)? else { return Ok(None) };
+                begin.push(Begin { topic: topic.clone(), partition, position });
+            }
+        }
+        Ok(Some(begin))
+    }
+
+    /// The partitions of `topic` beyond the first `known`, each from its beginning; `None` if nobody answers just now.
+    ///
+    /// # Errors
+    /// As [`begin`](Contact::begin).
+    pub fn added(&self, topic: &str, known: i32) -> Result<Option<Vec<Begin>>, ClientError> {
+        let count = match self.partitions(topic) {
+            Ok(count) => count,
+            Err(error) if error.is_transient() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let begin = (known..count).map(|partition| {
+            let (low, _) = self.watermarks(topic, partition)?;
+            Ok(Begin { topic: topic.to_owned(), partition, position: low })
+        });
+        match begin.collect::<Result<Vec<_>, ClientError>>() {
+            Ok(begin) => Ok(Some(begin)),
+            Err(error) if error.is_transient() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What is there now of a partition whose position is gone, for the error.
+    pub fn gap(&self, topic: &str, partition: i32, position: i64) -> SourceError {
+        let detail = match self.watermarks(topic, partition) {
+            Ok((low, high)) => there(low, high),
+            Err(error) => error.to_string(),
+        };
+        SourceError::Gap { name: self.name.into(), topic: topic.into(), partition, position, detail }
+    }
+
+    fn wait_for_topic(&self, topic: &str) -> Result<Option<i32>, SourceError> {
+        let since = Instant::now();
+        self.retry(|| match self.partitions(topic) {
+            Err(ClientError::NoTopic { topic, brokers }) if since.elapsed() < TOPIC_GRACE => {
+                Err(ClientError::Unreachable { brokers, reason: format!("topic `{topic}` is not known yet") })
+            }
+            other => other,
+        })
+    }
+
+    /// Where to begin: the position resumed from, if it is still there, else what the source says.
+    fn position(&self, topic: &str, partition: i32, resumed: Option<i64>) -> Result<Option<i64>, SourceError> {
+        let Some((low, high)) = self.retry(|| self.watermarks(topic, partition))? else { return Ok(None) };
+        match (resumed, self.source.start) {
+            (Some(position), _) if position < low || position > high => Err(SourceError::Gap {
+                name: self.name.into(),
+                topic: topic.into(),
+                partition,
+                position,
+                detail: there(low, high),
+            }),
+            (Some(position), _) => Ok(Some(position)),
+            (None, StartAt::Earliest) => Ok(Some(low)),
+            (None, StartAt::Latest) => Ok(Some(high)),
+        }
+    }
+
+    /// A position of a partition that the topic no longer has is a gap, too.
+    fn check_count(&self, topic: &str, count: i32, positions: &Positions) -> Result<(), SourceError> {
+        let from = (topic.to_owned(), count);
+        match positions.0.range(from..).next().filter(|((t, _), _)| t == topic) {
+            Some(((_, partition), position)) => Err(SourceError::Gap {
+                name: self.name.into(),
+                topic: topic.into(),
+                partition: *partition,
+                position: *position,
+                detail: format!("the topic has {count} partitions now: it was made anew"),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn partitions(&self, topic: &str) -> Result<i32, ClientError> {
+        let client = self.consumer.client();
+        kafka::partitions(client, &self.source.brokers, topic, TRY, || self.trouble())
+    }
+
+    fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), ClientError> {
+        let answer = self.consumer.fetch_watermarks(topic, partition, TRY);
+        answer.map_err(|error| kafka::explain(&error, &self.source.brokers, self.trouble()))
+    }
+
+    /// Why the last call got no answer: librdkafka says it by events, which somebody has to fetch.
+    fn trouble(&self) -> Option<kafka::Trouble> {
+        for _ in 0..EVENTS_AT_ONCE {
+            let _event = self.consumer.poll(Duration::ZERO);
+        }
+        self.consumer.context().take_trouble()
+    }
+
+    /// Tries until somebody answers; `None` if the job stopped meanwhile.
+    fn retry<T>(&self, mut attempt: impl FnMut() -> Result<T, ClientError>) -> Result<Option<T>, SourceError> {
+        let mut pause = RETRY_FIRST;
+        while !self.halt.now() {
+            match attempt() {
+                Ok(answer) => return Ok(Some(answer)),
+                Err(error) if error.is_transient() => {
+                    self.consumer.context().warn("waiting", &format!("waiting: {error}"));
+                    thread::sleep(pause);
+                    pause = (pause * 2).min(RETRY_LAST);
+                }
+                Err(error) => return Err(SourceError::Kafka { name: self.name.into(), detail: error.to_string() }),
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// More events than a client has after one call.
+const EVENTS_AT_ONCE: usize = 32;
+
+fn there(low: i64, high: i64) -> String {
+    if low == high {
+        return format!("the partition is empty; its next message will have offset {high}");
+    }
+    format!("there are {low} to {}", high - 1)
+}

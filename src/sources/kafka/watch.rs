@@ -1,0 +1,246 @@
+//! The watch thread of a source: starts the readers, finds partitions, and says how things stand.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::{Sender, unbounded};
+use millstream_kafka_batch::{Inlet, Queue, watermarks};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::connect::{Begin, Contact};
+use super::read::{Broken, Inbox, MESSAGES_MAX, Reader};
+use super::{Halt, KafkaSource, Tracked};
+use crate::kafka::{ClientError, Context};
+use crate::metrics::catalogue;
+use crate::sources::{Connection, Partitions, Positions, SourceError, Start, Status};
+
+/// How long the thread waits for events of the client before it looks at everything else.
+const TURN: Duration = Duration::from_millis(100);
+const METRICS_EVERY: Duration = Duration::from_secs(1);
+/// How soon a partition that was added is found.
+const DISCOVER_EVERY: Duration = Duration::from_secs(3);
+/// A topic that brokers say is gone for so long was deleted; for a moment, a broker that starts may not know it.
+const MISSING_MAX: Duration = Duration::from_secs(15);
+
+/// Reads until the job stops; the first thing that went wrong, if something did.
+pub(super) fn run(source: &KafkaSource, consumer: Arc<BaseConsumer<Context>>, start: Start) -> Result<(), SourceError> {
+    let Start { name, ports, partitions, stop, status, idle_after, message_size_max, .. } = start;
+    let halt = Halt { asked: stop, broken: AtomicBool::new(false) };
+    let contact = Contact { source, name: &name, consumer: &consumer, halt: &halt };
+    let begin = contact.begin(&start.positions)?;
+    let paused: Vec<AtomicBool> = ports.iter().map(|_| AtomicBool::new(false)).collect();
+    let mut lanes = Vec::new();
+    thread::scope(|scope| {
+        let mut readers = Vec::new();
+        for (port, paused) in ports.into_iter().zip(&paused) {
+            let queue = Queue::new(consumer.clone(), MESSAGES_MAX);
+            let (assign, assigned) = unbounded();
+            lanes.push(Lane { inlet: queue.inlet(), assign });
+            let inbox = Inbox::new(assigned, consumer.context().clone(), start.source, message_size_max);
+            let reader = Reader { queue, port, halt: &halt, paused, idle_after, inbox };
+            let halt = &halt;
+            let run = move || reader.run().inspect_err(|_| halt.broken.store(true, Relaxed));
+            readers.push(scope.spawn(run));
+        }
+        let mut watch = Watch { contact: &contact, name: &name, partitions: &partitions, lanes, tracked: Vec::new() };
+        let watched = match begin {
+            Some(begin) => watch.run(begin, &status, &paused),
+            None => Ok(()),
+        };
+        if watched.is_err() {
+            halt.broken.store(true, Relaxed);
+        }
+        // A scoped thread that panics is a bug: it ends the process like any other.
+        let ends =
+            readers.into_iter().map(|reader| reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        let ends: Vec<Result<(), Broken>> = ends.collect();
+        watched?;
+        ends.into_iter().try_for_each(|end| end.or_else(|broken| watch.error(broken)))
+    })
+}
+
+/// The way to a reader.
+struct Lane {
+    inlet: Inlet<Context>,
+    assign: Sender<Arc<Tracked>>,
+}
+
+/// What the watch thread knows.
+struct Watch<'a> {
+    contact: &'a Contact<'a>,
+    name: &'a str,
+    partitions: &'a Partitions,
+    lanes: Vec<Lane>,
+    tracked: Vec<Arc<Tracked>>,
+}
+
+impl Watch<'_> {
+    fn run(&mut self, begin: Vec<Begin>, status: &Status, paused: &[AtomicBool]) -> Result<(), SourceError> {
+        self.assign(begin)?;
+        status.set_connection(Connection::Reading);
+        tracing::info!(source = self.name, partitions = self.tracked.len(), "reading");
+        let mut figures = Figures::new(self.name);
+        let (mut counted, mut discovered) = (Instant::now(), Instant::now());
+        let mut missing: HashMap<String, Instant> = HashMap::new();
+        let context = self.contact.consumer.context().clone();
+        while !self.contact.halt.now() {
+            // Messages go to the readers' queues; what comes here are events, which the context takes.
+            let _event = self.contact.consumer.poll(TURN);
+            if let Some(positions) = status.take_committed() {
+                self.commit(&positions, &figures);
+            }
+            if counted.elapsed() >= METRICS_EVERY {
+                counted = Instant::now();
+                figures.publish(self.contact.consumer, &self.tracked, paused);
+            }
+            if discovered.elapsed() >= DISCOVER_EVERY {
+                self.discover(&mut missing)?;
+                discovered = Instant::now();
+            }
+            let now = if context.is_down() { Connection::Lost } else { Connection::Reading };
+            if status.set_connection(now) != now {
+                tracing::warn!(source = self.name, connection = ?now, "the connection to the brokers changed");
+            }
+        }
+        figures.publish(self.contact.consumer, &self.tracked, paused);
+        Ok(())
+    }
+
+    /// Has partitions read: the reader is told first, then its queue, then librdkafka.
+    fn assign(&mut self, begin: Vec<Begin>) -> Result<(), SourceError> {
+        let fail = |detail: String| SourceError::Kafka { name: self.name.into(), detail };
+        let mut list = TopicPartitionList::new();
+        for Begin { topic, partition, position } in begin {
+            let number = self.partitions.number(&topic, partition);
+            let tracked = Arc::new(Tracked::new(topic.as_str().into(), partition, number, position));
+            let lane = &self.lanes[tracked.worker(self.lanes.len())];
+            // A reader that has gone says why itself.
+            let _gone = lane.assign.send(tracked.clone());
+            lane.inlet.hand_over(&topic, partition).map_err(|error| fail(error.to_string()))?;
+            let added = list.add_partition_offset(&topic, partition, Offset::Offset(position));
+            added.map_err(|error| fail(format!("{topic}/{partition} at {position}: {error}")))?;
+            self.tracked.push(tracked);
+        }
+        let assigned = self.contact.consumer.incremental_assign(&list);
+        assigned.map_err(|error| fail(format!("assign {} partitions: {error}", list.count())))
+    }
+
+    /// Looks for partitions that were added, and for topics that were deleted.
+    fn discover(&mut self, missing: &mut HashMap<String, Instant>) -> Result<(), SourceError> {
+        for topic in &self.contact.source.topics {
+            let known = self.tracked.iter().filter(|t| *t.topic == **topic).count();
+            match self.contact.added(topic, i32::try_from(known).unwrap_or(i32::MAX)) {
+                Ok(Some(begin)) => {
+                    self.contact.consumer.context().up();
+                    missing.remove(topic);
+                    if !begin.is_empty() {
+                        tracing::info!(source = self.name, topic, added = begin.len(), "partitions were added");
+                        self.assign(begin)?;
+                    }
+                }
+                Ok(None) => {}
+                Err(error @ ClientError::NoTopic { .. }) => {
+                    let since = missing.entry(topic.clone()).or_insert_with(Instant::now);
+                    if since.elapsed() >= MISSING_MAX {
+                        let detail = format!("it was deleted while it was read: {error}");
+                        return Err(SourceError::Kafka { name: self.name.into(), detail });
+                    }
+                }
+                Err(error) => self.contact.consumer.context().warn("discover", &error.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes positions for lag tools. Nothing depends on it: the answer goes to the context's log.
+    fn commit(&self, positions: &Positions, figures: &Figures) {
+        let mut list = TopicPartitionList::new();
+        for tracked in &self.tracked {
+            let at = positions.0.get(&(tracked.topic.to_string(), tracked.partition));
+            if let Some(position) = at {
+                let added = list.add_partition_offset(&tracked.topic, tracked.partition, Offset::Offset(*position));
+                if added.is_ok() {
+                    figures.committed(tracked, *position);
+                }
+            }
+        }
+        if list.count() > 0
+            && let Err(error) = self.contact.consumer.commit(&list, CommitMode::Async)
+        {
+            self.contact.consumer.context().warn("commit", &format!("offsets for lag tools: {error}"));
+        }
+    }
+
+    /// Why a reader ended. A worker that is gone has its own story to tell.
+    fn error(&self, broken: Broken) -> Result<(), SourceError> {
+        match broken {
+            Broken::Closed => Ok(()),
+            Broken::Gone(tracked) => {
+                Err(self.contact.gap(&tracked.topic, tracked.partition, tracked.position.load(Relaxed)))
+            }
+            Broken::Unreadable(tracked, detail) => {
+                let detail = format!("{}/{}: {detail}", tracked.topic, tracked.partition);
+                Err(SourceError::Kafka { name: self.name.into(), detail })
+            }
+        }
+    }
+}
+
+/// The source's metrics.
+struct Figures<'a> {
+    name: &'a str,
+    /// What has been counted of each partition, by its number: records and bytes.
+    counted: HashMap<u32, (u64, u64)>,
+}
+
+impl<'a> Figures<'a> {
+    fn new(name: &'a str) -> Self {
+        Figures { name, counted: HashMap::new() }
+    }
+
+    fn publish(&mut self, consumer: &BaseConsumer<Context>, tracked: &[Arc<Tracked>], paused: &[AtomicBool]) {
+        catalogue::SOURCE_PARTITIONS_ASSIGNED.of([self.name]).set(tracked.len() as f64);
+        catalogue::SOURCE_PAUSED.of([self.name]).set(f64::from(u8::from(paused.iter().any(|p| p.load(Relaxed)))));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as i64);
+        for tracked in tracked {
+            self.partition(consumer, tracked, now);
+        }
+    }
+
+    fn partition(&mut self, consumer: &BaseConsumer<Context>, tracked: &Tracked, now: i64) {
+        let (records, bytes) = (tracked.records.load(Relaxed), tracked.bytes.load(Relaxed));
+        let (before, bytes_before) = self.counted.insert(tracked.number, (records, bytes)).unwrap_or_default();
+        let topic = [self.name, &tracked.topic];
+        catalogue::SOURCE_RECORDS.of(topic).increment(records - before);
+        catalogue::SOURCE_BYTES.of(topic).increment(bytes - bytes_before);
+
+        let partition = tracked.partition.to_string();
+        let labels = [self.name, &*tracked.topic, partition.as_str()];
+        let position = tracked.position.load(Relaxed);
+        let at_end = tracked.at_end.load(Relaxed);
+        catalogue::SOURCE_POSITION.of(labels).set(position as f64);
+        if let Some((_, high)) = watermarks(consumer, &tracked.topic, tracked.partition) {
+            // The last answer to a fetch may be older than what was read since.
+            let lag = if at_end { 0 } else { (high - position).max(0) };
+            catalogue::SOURCE_LAG_RECORDS.of(labels).set(lag as f64);
+        }
+        let read_at = tracked.read_at.load(Relaxed);
+        if read_at > 0 {
+            let seconds = |since: i64| (now - since).max(0) as f64 / 1000.0;
+            catalogue::SOURCE_LAST_RECORD.of(labels).set(read_at as f64 / 1000.0);
+            catalogue::SOURCE_IDLE_SECONDS.of(labels).set(if at_end { seconds(read_at) } else { 0.0 });
+            let behind = if at_end { 0.0 } else { seconds(tracked.stamped.load(Relaxed)) };
+            catalogue::SOURCE_LAG_SECONDS.of(labels).set(behind);
+        }
+    }
+
+    fn committed(&self, tracked: &Tracked, position: i64) {
+        let partition = tracked.partition.to_string();
+        let labels = [self.name, &*tracked.topic, partition.as_str()];
+        catalogue::SOURCE_COMMITTED_OFFSET.of(labels).set(position as f64);
+    }
+}

@@ -1,0 +1,216 @@
+//! What a Kafka source hands over: all of it, in order, from where it was told.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use millstream::sources::kafka::StartAt;
+use millstream::sources::{Connection, Positions, SourceError};
+
+use super::*;
+
+#[test]
+fn every_message_comes_once_and_in_order_to_its_worker() {
+    let (brokers, topic) = (brokers(), unique("order"));
+    create(&brokers, &topic, 4, &[]);
+    write_numbers(&brokers, &topic, 4, 0..20_000);
+    let mut source = Source::start(&brokers, &[&topic], Setup { workers: 2, ..Setup::default() });
+    source.until_messages(20_000);
+    assert_eq!(source.status.connection(), Connection::Reading);
+    assert!(source.batches < 2_000, "{} batches: what waits comes together", source.batches);
+    let (left, result) = source.stop();
+    result.unwrap();
+    assert_eq!(left.ended, 2, "each worker is told that it was all");
+    for (partition, numbers) in numbers(&left.got) {
+        let expected: Vec<u32> = (0..20_000).filter(|n| n % 4 == partition as u32).collect();
+        assert_eq!(numbers, expected, "partition {partition}");
+    }
+    for message in &left.got {
+        assert_eq!(message.worker as i32, message.partition % 2);
+        assert_eq!(message.event_time, 1_700_000_000_000 + message.offset * 4 + i64::from(message.partition));
+    }
+}
+
+#[test]
+fn a_source_goes_on_where_it_was() {
+    let (brokers, topic) = (brokers(), unique("resume"));
+    create(&brokers, &topic, 3, &[]);
+    write_numbers(&brokers, &topic, 3, 0..300);
+    let mut first = Source::start(&brokers, &[&topic], Setup::default());
+    first.until_messages(300);
+    let (first, result) = first.stop();
+    result.unwrap();
+    write_numbers(&brokers, &topic, 3, 300..600);
+    let setup = Setup { workers: 3, positions: first.positions, start: StartAt::Latest, ..Setup::default() };
+    let mut second = Source::start(&brokers, &[&topic], setup);
+    second.until_messages(300);
+    let (second, result) = second.stop();
+    result.unwrap();
+    let found: BTreeSet<u32> = numbers(&second.got).into_values().flatten().collect();
+    assert_eq!(found, (300..600).collect());
+}
+
+#[test]
+fn a_source_that_starts_at_the_end_keeps_the_place_of_an_empty_partition() {
+    let (brokers, topic) = (brokers(), unique("latest"));
+    create(&brokers, &topic, 2, &[]);
+    write_numbers(&brokers, &topic, 2, 0..10);
+    let mut first = Source::start(&brokers, &[&topic], Setup { start: StartAt::Latest, ..Setup::default() });
+    first.until("two positions", |source| source.positions.0.len() == 2);
+    let (first, result) = first.stop();
+    result.unwrap();
+    assert!(first.got.is_empty());
+    // While nothing runs, messages come: they are not skipped.
+    write_numbers(&brokers, &topic, 2, 10..20);
+    let setup = Setup { start: StartAt::Latest, positions: first.positions, ..Setup::default() };
+    let mut second = Source::start(&brokers, &[&topic], setup);
+    second.until_messages(10);
+    second.stop().1.unwrap();
+}
+
+#[test]
+fn several_topics_are_one_stream() {
+    let brokers = brokers();
+    let topics = [unique("one"), unique("two")];
+    for topic in &topics {
+        create(&brokers, topic, 1, &[]);
+        write_numbers(&brokers, topic, 1, 0..50);
+    }
+    let mut source = Source::start(&brokers, &[&topics[0], &topics[1]], Setup::default());
+    source.until_messages(100);
+    for topic in &topics {
+        assert_eq!(source.got.iter().filter(|got| got.topic == *topic).count(), 50);
+    }
+    source.stop().1.unwrap();
+}
+
+#[test]
+fn a_position_that_was_deleted_is_a_gap_and_never_a_jump() {
+    let (brokers, topic) = (brokers(), unique("gap"));
+    create(&brokers, &topic, 1, &[]);
+    write_numbers(&brokers, &topic, 1, 0..100);
+    delete_before(&brokers, &topic, 0, 60);
+    let positions = Positions([((topic.clone(), 0), 40)].into());
+    let source = Source::start(&brokers, &[&topic], Setup { positions, ..Setup::default() });
+    let error = source.failure();
+    assert!(matches!(&error, SourceError::Gap { partition: 0, position: 40, .. }), "{error}");
+    assert!(error.to_string().contains("there are 60 to 99"), "{error}");
+
+    // A topic that was made anew has fewer messages than were read of the old one.
+    let positions = Positions([((topic.clone(), 0), 1_000)].into());
+    let error = Source::start(&brokers, &[&topic], Setup { positions, ..Setup::default() }).failure();
+    assert!(matches!(&error, SourceError::Gap { position: 1_000, .. }), "{error}");
+
+    let positions = Positions([((topic.clone(), 5), 1)].into());
+    let error = Source::start(&brokers, &[&topic], Setup { positions, ..Setup::default() }).failure();
+    assert!(error.to_string().contains("has 1 partitions now"), "{error}");
+}
+
+#[test]
+fn a_partition_that_is_added_is_read_from_its_beginning() {
+    let (brokers, topic) = (brokers(), unique("added"));
+    create(&brokers, &topic, 1, &[]);
+    write_numbers(&brokers, &topic, 1, 0..10);
+    let setup = Setup { workers: 2, start: StartAt::Latest, ..Setup::default() };
+    let mut source = Source::start(&brokers, &[&topic], setup);
+    source.until("a position", |source| source.positions.0.len() == 1);
+    add_partitions(&brokers, &topic, 3);
+    // The producer has to see the new partitions as well.
+    write(&brokers, &topic, [(1, b"1".as_slice()), (2, b"2".as_slice()), (0, b"0".as_slice())]);
+    source.until_messages(3);
+    let (left, result) = source.stop();
+    result.unwrap();
+    let found: BTreeSet<(i32, i64, usize)> = left.got.iter().map(|g| (g.partition, g.offset, g.worker)).collect();
+    assert_eq!(found, [(0, 10, 0), (1, 0, 1), (2, 0, 0)].into());
+}
+
+#[test]
+fn a_topic_that_does_not_exist_is_an_error_that_says_how_to_create_it() {
+    let (brokers, topic) = (brokers(), unique("missing"));
+    let error = Source::start(&brokers, &[&topic], Setup::default()).failure().to_string();
+    assert!(error.contains(&format!("source `events`: topic `{topic}` does not exist at {brokers}")), "{error}");
+    assert!(error.contains("--create"), "{error}");
+}
+
+#[test]
+fn a_broker_that_is_not_there_is_waited_for_until_the_job_stops() {
+    let mut source = Source::start("127.0.0.1:1", &["any"], Setup { workers: 2, ..Setup::default() });
+    assert!(matches!(source.inboxes[0].recv_timeout(Duration::from_millis(500)), Err(RecvTimeoutError::Timeout)));
+    assert_eq!(source.status.connection(), Connection::Connecting);
+    source.batches = 0;
+    let begin = Instant::now();
+    let (left, result) = source.stop();
+    result.unwrap();
+    assert_eq!(left.ended, 2);
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_message_that_is_too_large_comes_cut_for_the_decoder_to_reject() {
+    let (brokers, topic) = (brokers(), unique("large"));
+    create(&brokers, &topic, 1, &[("max.message.bytes", "4000000")]);
+    let large = vec![b'x'; 3_000_000];
+    write(&brokers, &topic, [(0, b"small".as_slice()), (0, &large), (0, b"after".as_slice())]);
+    let mut source = Source::start(&brokers, &[&topic], Setup { message_size_max: 1_000, ..Setup::default() });
+    source.until_messages(3);
+    let sizes: Vec<usize> = source.got.iter().map(|got| got.value.as_ref().unwrap().len()).collect();
+    assert_eq!(sizes, [5, 1_001, 5]);
+    source.stop().1.unwrap();
+}
+
+#[test]
+fn batches_are_bounded_in_bytes_and_tombstones_are_null() {
+    let (brokers, topic) = (brokers(), unique("bytes"));
+    create(&brokers, &topic, 1, &[]);
+    let value = vec![b'x'; 100_000];
+    write(&brokers, &topic, (0..40).map(|_| (0, value.as_slice())));
+    let producer: BaseProducer = client(&brokers).create().unwrap();
+    producer.send(BaseRecord::<[u8], [u8]>::to(&topic).key(b"gone".as_slice())).map_err(|e| e.0).unwrap();
+    producer.flush(LONG).unwrap();
+    let mut source = Source::start(&brokers, &[&topic], Setup::default());
+    source.until_messages(41);
+    // 256 KiB are reached with the third message.
+    assert!(source.batches >= 41 / 3, "{} batches", source.batches);
+    assert_eq!(source.got[40].value, None);
+    source.stop().1.unwrap();
+}
+
+#[test]
+fn a_partition_at_its_end_becomes_idle_once() {
+    let (brokers, topic) = (brokers(), unique("idle"));
+    create(&brokers, &topic, 2, &[]);
+    write(&brokers, &topic, [(0, b"1".as_slice())]);
+    let setup = Setup { idle_after: Duration::from_millis(200), ..Setup::default() };
+    let mut source = Source::start(&brokers, &[&topic], setup);
+    source.until("both idle", |source| source.idle.len() == 2);
+    write(&brokers, &topic, [(1, b"2".as_slice())]);
+    source.until("idle again", |source| source.idle.len() == 3);
+    assert_eq!(source.idle[2], (topic.clone(), 1), "only the partition that had a message");
+    source.stop().1.unwrap();
+}
+
+#[test]
+fn committed_positions_reach_the_group_for_lag_tools() {
+    let (brokers, topic) = (brokers(), unique("commit"));
+    create(&brokers, &topic, 1, &[]);
+    write_numbers(&brokers, &topic, 1, 0..10);
+    let mut source = Source::start(&brokers, &[&topic], Setup::default());
+    source.until_messages(10);
+    source.status.commit(Positions([((topic.clone(), 0), 7)].into()));
+    let deadline = Instant::now() + LONG;
+    loop {
+        let committed = committed(&brokers, &source.job, &topic);
+        if committed == Offset::Offset(7) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{committed:?}");
+    }
+    source.stop().1.unwrap();
+}
+
+#[test]
+fn an_option_that_the_engine_owns_is_refused() {
+    let options = [("isolation.level".to_owned(), "read_uncommitted".to_owned())].into();
+    let error = Source::try_start("127.0.0.1:1", &["any"], Setup { options, ..Setup::default() }).err().unwrap();
+    let error = error.to_string();
+    assert!(error.starts_with("source `events`: option `isolation.level` can't be set: "), "{error}");
+}

@@ -1,0 +1,4 @@
+//! The integration tests, one binary: each module says what belongs there.
+
+/// Sources, sinks and commands on a real broker.
+mod kafka;
