@@ -116,12 +116,12 @@ def vectors(data):
     decisions = Events(flights, ["origin"])
     due = decisions.count(origin, t, 3 * HOUR) - decisions.count(origin, t, HOUR)
     features["backlog"] = due - by_origin.count(origin, t, 2 * HOUR)
-    features["cancellations.count_24h"] = Events(read(data, "cancellations"), ["origin"]).count(origin, t, 24 * HOUR)
+    features["origin_cancelled.count_24h"] = Events(read(data, "cancellations"), ["origin"]).count(origin, t, 24 * HOUR)
 
     weather = read(data, "weather")
     for name, column in (("precipitation", "precip"), ("visibility", "visib"), ("dew_point", "dewp")):
         values = [np.nan if value is None else value for value in weather[column]]
-        features[f"weather.{name}"] = Events(weather, ["origin"], values).last(origin, t, 3 * HOUR, closed=True)
+        features[f"origin_weather.{name}"] = Events(weather, ["origin"], values).last(origin, t, 3 * HOUR, closed=True)
 
     features["hour"] = np.array(flights["hour"], dtype=float)
     features["distance"] = np.array(flights["distance"], dtype=float)
