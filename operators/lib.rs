@@ -22,11 +22,13 @@ pub mod features;
 pub mod key;
 pub mod kinds;
 pub mod operator;
+pub mod prepare;
 pub mod reject;
 pub mod schema;
 pub mod score;
 pub mod state;
 pub mod units;
+pub mod watermark;
 
 pub use batch::{Batch, EventTime, Messages, Row};
 pub use operator::{Operator, Outputs};
