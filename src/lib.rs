@@ -6,6 +6,7 @@ pub mod kafka;
 pub mod metrics;
 pub mod models;
 pub mod offline;
+pub mod online;
 pub mod replay;
 pub mod runtime;
 pub mod sinks;
