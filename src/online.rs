@@ -11,8 +11,7 @@
 //! ```
 //!
 //! A shard has its own lock, held for one key at a time, and workers own disjoint key groups: publishing waits for a
-//! reader of the same shard at most, and for the nanoseconds of one copy. Rows are kept in Arrow's row format: one
-//! allocation a version, nulls and every column type included.
+//! reader of the same shard at most, and for the nanoseconds of one copy. A version is one allocation: the features, packed.
 //!
 //! Age is counted in event time: against the newest event time of the group, or the time that a read asks for. A replay
 //! of old data therefore serves what a live run would have served then.
@@ -24,7 +23,6 @@ use std::time::Instant;
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, Schema, SchemaRef};
 use arrow::error::ArrowError;
-use arrow::row::{RowConverter, Rows, SortField};
 use hashbrown::HashTable;
 use millstream_operators::Batch;
 use millstream_operators::batch::EventTime;
@@ -33,11 +31,14 @@ use millstream_operators::units::Millis;
 
 use crate::metrics::catalogue::*;
 use crate::metrics::{CounterHandle, GaugeHandle, HistogramHandle};
+use row::Layout;
 
 mod read;
+mod row;
 mod save;
 
-pub use read::{Features, ReadError};
+pub use read::{Features, UnknownGroup};
+pub use row::{parse_time, time_text};
 
 /// The column of a published batch that holds the key's text.
 pub const KEY: &str = "key";
@@ -109,12 +110,12 @@ struct Entry {
 struct Group {
     name: String,
     ttl_millis: i64,
-    /// The features, without the key.
-    features: SchemaRef,
+    /// Names and types of the features.
+    features: Schema,
+    layout: Layout,
     /// The columns of a published batch.
     published: SchemaRef,
     key_column: usize,
-    converter: RowConverter,
     /// One a key group.
     shards: Vec<RwLock<HashTable<Entry>>>,
     /// The newest event time published; `i64::MIN` before the first.
@@ -168,7 +169,7 @@ impl OnlineStore {
     }
 
     /// Takes the rows of group number `group`: for each its key, its event time and its features. Rows with a null key are
-    /// left out. Costs some hundred nanoseconds a row.
+    /// left out. About 2 us a row of 20 features in the debug profile.
     ///
     /// # Errors
     /// If the columns are not the declared ones.
@@ -228,15 +229,15 @@ impl Group {
             .filter(|(i, _)| *i != key_column)
             .map(|(_, f)| f.clone())
             .collect();
-        let sort = features.iter().map(|field| SortField::new(field.data_type().clone())).collect();
+        let features = Schema::new(features);
         let name = declared.name.as_str();
         Ok(Group {
             name: declared.name.clone(),
             ttl_millis: declared.ttl.map_or(i64::MAX, |ttl| ttl.0),
-            features: Schema::new(features).into(),
+            layout: Layout::new(&features).map_err(arrow)?,
+            features,
             published: declared.schema.clone(),
             key_column,
-            converter: RowConverter::new(sort).map_err(arrow)?,
             shards: (0..KEY_GROUPS).map(|_| RwLock::new(HashTable::new())).collect(),
             newest: AtomicI64::new(i64::MIN),
             keys: AtomicU64::new(0),
@@ -268,12 +269,14 @@ impl Group {
         let mut columns = batch.records.columns().to_vec();
         let keys = columns.remove(self.key_column);
         let keys = keys.as_string::<i32>();
-        let rows = self.encode(&columns, batch.len())?;
+        let columns = self.layout.columns(&columns);
+        let columns = columns.map_err(|source| PublishError::Arrow { group: self.name.clone(), source })?;
+        let mut bytes = Vec::new();
         let (mut taken, mut too_old, mut new_keys, mut newest) = (0, 0, 0, i64::MIN);
         for row in (0..batch.len()).filter(|row| keys.is_valid(*row)) {
             let event_time = batch.rows[row].event_time;
-            let bytes = rows.as_ref().map_or(&[][..], |rows| rows.row(row).data());
-            match self.put(keys.value(row).as_bytes(), event_time, bytes) {
+            columns.pack(row, &mut bytes);
+            match self.put(keys.value(row).as_bytes(), event_time, &bytes) {
                 Kept::Yes { new_key } => new_keys += u64::from(new_key),
                 Kept::TooOld => too_old += 1,
             }
@@ -286,15 +289,6 @@ impl Group {
         self.metrics.old_rows.increment(too_old);
         self.metrics.publish_seconds.record(started.elapsed().as_secs_f64());
         Ok(())
-    }
-
-    /// The features of each row as bytes; `None` for a group without features, whose rows have none.
-    fn encode(&self, columns: &[arrow::array::ArrayRef], rows: usize) -> Result<Option<Rows>, PublishError> {
-        if columns.is_empty() || rows == 0 {
-            return Ok(None);
-        }
-        let encoded = self.converter.convert_columns(columns);
-        encoded.map(Some).map_err(|source| PublishError::Arrow { group: self.name.clone(), source })
     }
 
     /// Puts a version in its place by event time; of two with one event time the later published counts.

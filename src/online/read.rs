@@ -2,10 +2,6 @@
 
 use std::time::Instant;
 
-use arrow::array::{RecordBatch, RecordBatchOptions};
-use arrow::error::ArrowError;
-use arrow_json::WriterBuilder;
-use arrow_json::writer::JsonArray;
 use millstream_operators::batch::EventTime;
 use millstream_operators::key::{hash, key_group};
 use serde_json::{Map, Value};
@@ -21,25 +17,14 @@ pub struct Features {
     pub values: Map<String, Value>,
 }
 
-/// A read that can't be answered.
+/// There is no such group.
 #[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// There is no such group.
-    #[error("there is no feature group `{group}`; there are: {known}")]
-    UnknownGroup {
-        /// The group asked for.
-        group: String,
-        /// The names of all groups.
-        known: String,
-    },
-    /// The rows can't be written as JSON.
-    #[error("feature group `{group}`: {source}")]
-    Arrow {
-        /// The group.
-        group: String,
-        /// What Arrow said.
-        source: ArrowError,
-    },
+#[error("there is no feature group `{group}`; there are: {known}")]
+pub struct UnknownGroup {
+    /// The group asked for.
+    pub group: String,
+    /// The names of all groups.
+    pub known: String,
 }
 
 impl OnlineStore {
@@ -54,15 +39,14 @@ impl OnlineStore {
         group: &str,
         keys: &[&str],
         as_of: Option<EventTime>,
-    ) -> Result<Vec<Option<Features>>, ReadError> {
+    ) -> Result<Vec<Option<Features>>, UnknownGroup> {
         let started = Instant::now();
         let Some(at) = self.index_of(group) else {
             self.unknown_group.increment(1);
             let known = self.group_names().collect::<Vec<_>>().join(", ");
-            return Err(ReadError::UnknownGroup { group: group.to_owned(), known });
+            return Err(UnknownGroup { group: group.to_owned(), known });
         };
-        let found = self.groups[at].read_keys(keys, as_of);
-        let found = found.map_err(|source| ReadError::Arrow { group: group.to_owned(), source })?;
+        let found: Vec<_> = keys.iter().map(|key| self.groups[at].features(key.as_bytes(), as_of)).collect();
         self.unknown_key.increment(found.iter().filter(|features| features.is_none()).count() as u64);
         self.read_seconds.record(started.elapsed().as_secs_f64());
         Ok(found)
@@ -70,17 +54,11 @@ impl OnlineStore {
 }
 
 impl Group {
-    fn read_keys(&self, keys: &[&str], as_of: Option<EventTime>) -> Result<Vec<Option<Features>>, ArrowError> {
-        // The locks are held for the copies only; the JSON is written afterwards, all rows at once.
-        let copies: Vec<Option<(EventTime, Vec<u8>)>> =
-            keys.iter().map(|key| self.copy(key.as_bytes(), as_of)).collect();
-        let rows: Vec<&[u8]> = copies.iter().flatten().map(|(_, bytes)| bytes.as_slice()).collect();
-        let mut values = self.to_json(&rows)?.into_iter();
-        let features = copies.iter().map(|copy| {
-            let (event_time, _) = copy.as_ref()?;
-            Some(Features { event_time: *event_time, values: values.next()? })
-        });
-        Ok(features.collect())
+    fn features(&self, key: &[u8], as_of: Option<EventTime>) -> Option<Features> {
+        // The lock is held for the copy only.
+        let (event_time, bytes) = self.copy(key, as_of)?;
+        let values = self.layout.unpack(&bytes)?;
+        Some(Features { event_time, values })
     }
 
     /// A copy of the version to read.
@@ -89,29 +67,10 @@ impl Group {
         let hash = hash(key);
         let shard = self.read(key_group(hash) as usize);
         let entry = shard.find(hash, |entry| entry.hash == hash && *entry.key == *key)?;
-        // Another shard may hold a row that is newer than `newest` says: that group is being published right now.
         let version = match as_of {
             None => entry.versions.first(),
             Some(as_of) => entry.versions.iter().find(|version| version.event_time <= as_of),
         }?;
         (!self.expired(version.event_time, at)).then(|| (version.event_time, version.bytes.to_vec()))
-    }
-
-    /// Rows as JSON objects.
-    fn to_json(&self, rows: &[&[u8]]) -> Result<Vec<Map<String, Value>>, ArrowError> {
-        if rows.is_empty() || self.features.fields().is_empty() {
-            return Ok(vec![Map::new(); rows.len()]);
-        }
-        let parser = self.converter.parser();
-        let columns = self.converter.convert_rows(rows.iter().map(|row| parser.parse(row)))?;
-        let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
-        // Whether a feature may be null is not the reader's business: the declared schema may say no and hold nulls.
-        let fields: Vec<_> = self.features.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
-        let schema = std::sync::Arc::new(arrow::datatypes::Schema::new(fields));
-        let batch = RecordBatch::try_new_with_options(schema, columns, &options)?;
-        let mut writer = WriterBuilder::new().with_explicit_nulls(true).build::<_, JsonArray>(Vec::new());
-        writer.write(&batch)?;
-        writer.finish()?;
-        serde_json::from_slice(&writer.into_inner()).map_err(|error| ArrowError::JsonError(error.to_string()))
     }
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Entry, Group, OnlineStore, VERSIONS_MAX, Version, columns_text};
 
-/// Rises when Arrow's row format or the shape of a blob changes.
+/// Rises when the layout of a row or the shape of a blob changes.
 const FORMAT: u32 = 1;
 
 #[derive(Serialize, Deserialize)]
@@ -74,8 +74,11 @@ impl Group {
         for (key, versions) in saved.entries {
             let hash = hash(&key);
             let sorted = versions.is_sorted_by(|a, b| a.0 > b.0);
-            if key_group(hash) != group || versions.is_empty() || versions.len() > VERSIONS_MAX || !sorted {
-                return Err(corrupt("a key has no versions, too many, or is of another key group"));
+            let whole = versions.iter().all(|(_, bytes)| self.layout.unpack(bytes).is_some());
+            if key_group(hash) != group || versions.is_empty() || versions.len() > VERSIONS_MAX || !sorted || !whole {
+                return Err(corrupt(
+                    "a key is of another key group, or its versions are none, too many, unsorted or cut",
+                ));
             }
             let versions = versions.into_iter().map(|(event_time, bytes)| Version { event_time, bytes: bytes.into() });
             let entry = Entry { hash, key: key.into(), versions: versions.collect() };
