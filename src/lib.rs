@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod encode;
 pub mod kafka;
 pub mod metrics;
 pub mod models;
 pub mod offline;
 pub mod online;
+pub mod provenance;
 pub mod replay;
 pub mod runtime;
 pub mod sinks;

@@ -8,6 +8,7 @@ use millstream_operators::kinds;
 
 pub mod file;
 pub mod kafka;
+mod lines;
 pub mod memory;
 pub mod stdout;
 
@@ -18,6 +19,13 @@ kinds! {
         "file" => File(file::FileSink),
         "stdout" => Stdout(stdout::StdoutSink),
         "memory" => Memory(memory::MemorySink),
+    }
+}
+
+impl SinkKind {
+    /// Whether one worker writes for all, so that records stand in one order.
+    pub fn one_writer(&self) -> bool {
+        !matches!(self, SinkKind::Kafka(_))
     }
 }
 
@@ -91,6 +99,12 @@ pub trait SinkWriter: Send {
     /// # Errors
     /// If a record could not be delivered.
     fn durable(&mut self) -> Result<Option<u64>, SinkError>;
+
+    /// How much the sink holds up to the end of the newest durable epoch, for the checkpoint: the length of a file, say.
+    /// `None` for a sink that has no such measure.
+    fn position(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// What a sink needs to open a writer.
@@ -108,6 +122,8 @@ pub struct Open {
     /// False when the job starts anew: what an earlier run of another job left may be replaced. True when it goes on
     /// from a checkpoint.
     pub resumed: bool,
+    /// What [`SinkWriter::position`] said for the checkpoint that the job goes on from.
+    pub position: Option<u64>,
 }
 
 /// A sink that can be opened.
