@@ -23,7 +23,7 @@ fn sink(brokers: &str, topic: &str, options: &[(&str, &str)]) -> KafkaSink {
 
 fn open(sink: &KafkaSink) -> Result<Box<dyn SinkWriter>, SinkError> {
     let (name, job, folder) = ("scores".to_owned(), "test".to_owned(), PathBuf::new());
-    sink.open(Open { name, job, worker: 0, workers: 1, folder, resumed: false })
+    sink.open(Open { name, job, worker: 0, workers: 1, folder, resumed: false, position: None })
 }
 
 /// Numbered records with a key and two headers.
