@@ -4,6 +4,7 @@
 
 pub mod encode;
 pub mod kafka;
+pub mod http;
 pub mod metrics;
 pub mod models;
 pub mod offline;
