@@ -23,6 +23,8 @@ use crate::online::{Features, parse_time, time_text};
 const KEYS_MAX: usize = 1_000;
 
 type Shared = State<Arc<Serve>>;
+/// The answer to a request that can't be met.
+type Refusal = Box<Response>;
 
 /// All routes.
 pub(super) fn router(serve: Arc<Serve>) -> Router {
@@ -130,8 +132,8 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn of(query: Vec<(String, String)>) -> Result<Wanted, Response> {
-        let refuse = |detail: String| problem(StatusCode::BAD_REQUEST, &detail, json!({}));
+    fn of(query: Vec<(String, String)>) -> Result<Wanted, Refusal> {
+        let refuse = |detail: String| Box::new(problem(StatusCode::BAD_REQUEST, &detail, json!({})));
         let mut wanted = Wanted::default();
         for (name, value) in query {
             match name.as_str() {
@@ -177,11 +179,11 @@ async fn feature(
     let wanted = match Wanted::of(query) {
         Ok(wanted) if wanted.keys.is_empty() => wanted,
         Ok(_) => return problem(StatusCode::BAD_REQUEST, "the key stands in the path already", json!({})),
-        Err(refused) => return refused,
+        Err(refused) => return *refused,
     };
     let found = match read(&serve, &group, std::slice::from_ref(&key), wanted.as_of) {
         Ok(found) => found,
-        Err(refused) => return refused,
+        Err(refused) => return *refused,
     };
     match found.into_iter().next().flatten() {
         Some(features) => {
@@ -207,7 +209,7 @@ async fn features(
 ) -> Response {
     match Wanted::of(query) {
         Ok(wanted) => many(&serve, &group, wanted),
-        Err(refused) => refused,
+        Err(refused) => *refused,
     }
 }
 
@@ -241,19 +243,19 @@ fn many(serve: &Serve, group: &str, wanted: Wanted) -> Response {
                 wanted.keys.iter().zip(&found).map(|(key, found)| row(key, found.as_ref())).collect();
             Json(json!({ "group": group, "rows": rows })).into_response()
         }
-        Err(refused) => refused,
+        Err(refused) => *refused,
     }
 }
 
-fn read(serve: &Serve, group: &str, keys: &[String], as_of: Option<i64>) -> Result<Vec<Option<Features>>, Response> {
+fn read(serve: &Serve, group: &str, keys: &[String], as_of: Option<i64>) -> Result<Vec<Option<Features>>, Refusal> {
     let Some(online) = &serve.online else {
         let detail = "no feature group of this job is served (`online: true`)";
-        return Err(problem(StatusCode::NOT_FOUND, detail, json!({ "groups": [] })));
+        return Err(Box::new(problem(StatusCode::NOT_FOUND, detail, json!({ "groups": [] }))));
     };
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     online.read(group, &keys, as_of).map_err(|unknown| {
         let groups: Vec<&str> = online.group_names().collect();
-        problem(StatusCode::NOT_FOUND, &unknown.to_string(), json!({ "groups": groups }))
+        Box::new(problem(StatusCode::NOT_FOUND, &unknown.to_string(), json!({ "groups": groups })))
     })
 }
 

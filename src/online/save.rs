@@ -14,12 +14,15 @@ use super::{Entry, Group, OnlineStore, VERSIONS_MAX, Version, columns_text};
 /// Rises when the layout of a row or the shape of a blob changes.
 const FORMAT: u32 = 1;
 
+/// Event time and packed features, newest first.
+type SavedVersions = Vec<(i64, Vec<u8>)>;
+
 #[derive(Serialize, Deserialize)]
 struct Saved {
     format: u32,
     columns: String,
     newest: i64,
-    entries: Vec<(Vec<u8>, Vec<(i64, Vec<u8>)>)>,
+    entries: Vec<(Vec<u8>, SavedVersions)>,
 }
 
 impl OnlineStore {
