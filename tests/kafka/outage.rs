@@ -64,7 +64,8 @@ fn a_killed_broker_that_comes_back_costs_time_and_no_message() {
         options: Options::default(),
     };
     let (name, job, folder) = ("back".to_owned(), "test".to_owned(), PathBuf::new());
-    let mut writer = sink.open(Open { name, job, worker: 0, workers: 1, folder, resumed: false, position: None }).unwrap();
+    let mut writer =
+        sink.open(Open { name, job, worker: 0, workers: 1, folder, resumed: false, position: None }).unwrap();
 
     broker.run(&["kill", "1"]);
     source.until("a lost connection", |source| source.status.connection() == Connection::Lost);
