@@ -28,6 +28,7 @@ pub mod schema;
 pub mod score;
 pub mod state;
 pub mod units;
+pub mod validate;
 pub mod watermark;
 
 pub use batch::{Batch, EventTime, Messages, Row};

@@ -1,6 +1,7 @@
 //! Rejects: records that failed, kept as data. A reject carries the original bytes, the stage, the reason and the
 //! origin, and goes to the dead-letter sink as an ordinary batch of [`schema`].
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BinaryBuilder, RecordBatch, StringBuilder};
@@ -74,6 +75,39 @@ pub struct Reject {
     pub payload: Vec<u8>,
     /// Where it came from.
     pub row: Row,
+}
+
+impl Reject {
+    /// A row of a batch that failed at `stage`. Its payload are the original bytes if the batch has kept them, else the
+    /// row as JSON.
+    pub fn of_row(stage: &Arc<str>, reason: Reason, detail: impl Into<String>, batch: &Batch, row: usize) -> Reject {
+        let payload = match &batch.raw {
+            Some(raw) => raw.value(row).to_vec(),
+            None => as_json(&batch.records, row),
+        };
+        Reject { stage: stage.clone(), reason, detail: detail.into(), payload, row: batch.rows[row] }
+    }
+}
+
+/// A row as a JSON object, without its nulls; nothing if it has a type that JSON can't hold.
+pub(crate) fn as_json(records: &RecordBatch, row: usize) -> Vec<u8> {
+    let mut writer = arrow_json::LineDelimitedWriter::new(Vec::new());
+    let written = writer.write(&records.slice(row, 1)).and_then(|()| writer.finish());
+    let mut bytes = writer.into_inner();
+    if written.is_err() {
+        bytes.clear();
+    }
+    bytes.truncate(bytes.trim_ascii_end().len());
+    bytes
+}
+
+/// The start of a value, short enough for a detail.
+pub(crate) fn shortened(value: &str) -> Cow<'_, str> {
+    const CHARACTERS_MAX: usize = 80;
+    match value.char_indices().nth(CHARACTERS_MAX) {
+        Some((end, _)) => Cow::Owned(format!("{}...", &value[..end])),
+        None => Cow::Borrowed(value),
+    }
 }
 
 /// The columns of a batch of rejects: `payload` (binary), `stage`, `reason`, `detail` (text).

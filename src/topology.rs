@@ -11,6 +11,7 @@ use millstream_operators::drift::DetectorKind;
 use millstream_operators::features::GroupConfig;
 use millstream_operators::schema::{ColumnType, Range};
 use millstream_operators::units::{Bytes, Millis};
+pub use millstream_operators::validate::TimeUnit;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -147,21 +148,6 @@ fn ahead_max() -> Millis {
 }
 fn idle_after() -> Millis {
     Millis(10_000)
-}
-
-/// The unit of an integer time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum TimeUnit {
-    /// Seconds since 1970.
-    S,
-    /// Milliseconds since 1970.
-    #[default]
-    Ms,
-    /// Microseconds since 1970.
-    Us,
-    /// Nanoseconds since 1970.
-    Ns,
 }
 
 /// What happens to a late event.
