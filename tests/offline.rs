@@ -5,46 +5,34 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::TimestampMillisecondArray;
-use arrow::array::{ArrayRef, Float32Array, Float64Array, Int32Array, Int64Array, ListArray, RecordBatch, StringArray};
-use arrow::datatypes::{Float64Type, Schema, SchemaRef};
+use arrow::array::{ArrayRef, Float32Array, Float64Array, ListArray, RecordBatch, StringArray};
+use arrow::datatypes::Float64Type;
 use millstream::offline::delta::DeltaConfig;
 use millstream::offline::{Begin, OfflineConfig, OpenOffline, OpenTable, TableKind, start};
+use millstream::provenance::{ModelInfo, Origins};
+use millstream::sources::Partitions;
 use millstream_operators::units::Millis;
+use millstream_operators::{Batch, Row};
 
 /// Scored rows of partition `partition`: an hour between events, every third feature null.
-fn rows(partition: i32, offsets: std::ops::Range<i64>) -> RecordBatch {
-    let n = offsets.clone().count();
+fn rows(partition: u32, offsets: std::ops::Range<i64>) -> Batch {
+    let origins = ["JFK", "EWR", "LGA, \"NY\""];
+    let vectors = offsets.clone().map(|o| Some(vec![Some(o as f64), None, Some(0.5)]));
     let columns: Vec<(&str, ArrayRef)> = vec![
-        ("topic", Arc::new(StringArray::from(vec!["flights"; n]))),
-        ("partition", Arc::new(Int32Array::from(vec![partition; n]))),
-        ("offset", Arc::new(Int64Array::from_iter_values(offsets.clone()))),
-        ("event_time", {
-            let times = offsets.clone().map(|offset| 1_356_998_400_000 + offset * 3_600_000 + i64::from(partition));
-            Arc::new(TimestampMillisecondArray::from_iter_values(times).with_timezone("UTC"))
-        }),
-        (
-            "origin",
-            Arc::new(StringArray::from_iter_values(
-                offsets.clone().map(|o| ["JFK", "EWR", "LGA, \"NY\""][o as usize % 3]),
-            )),
-        ),
+        ("origin", Arc::new(StringArray::from_iter_values(offsets.clone().map(|o| origins[o as usize % 3])))),
         ("by_origin.count_1h", {
             Arc::new(Float64Array::from_iter(offsets.clone().map(|o| (o % 3 != 0).then_some(o as f64))))
         }),
-        ("features", {
-            let vectors = offsets.clone().map(|o| Some(vec![Some(o as f64), None, Some(0.5)]));
-            Arc::new(ListArray::from_iter_primitive::<Float64Type, _, _>(vectors))
-        }),
-        ("score", Arc::new(Float32Array::from_iter_values(offsets.map(|o| o as f32 / 1000.0)))),
-        ("model", Arc::new(StringArray::from(vec!["delay"; n]))),
-        ("model_version", Arc::new(StringArray::from(vec!["1"; n]))),
+        ("features", Arc::new(ListArray::from_iter_primitive::<Float64Type, _, _>(vectors))),
+        ("score", Arc::new(Float32Array::from_iter_values(offsets.clone().map(|o| o as f32 / 1000.0)))),
     ];
-    RecordBatch::try_from_iter(columns).expect("columns of one length")
-}
-
-fn nullable(schema: &Schema) -> SchemaRef {
-    Arc::new(Schema::new(schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect::<Vec<_>>()))
+    let columns = columns.into_iter().map(|(name, column)| (name, column, true));
+    let records = RecordBatch::try_from_iter_with_nullable(columns).expect("columns of one length");
+    let row = |offset| {
+        let event_time = 1_356_998_400_000 + offset * 3_600_000 + i64::from(partition);
+        Row { source: 0, partition, offset, event_time, arrived_micros: 0 }
+    };
+    Batch::new(records, offsets.map(row).collect())
 }
 
 #[test]
@@ -56,18 +44,21 @@ fn duckdb_and_deltalake_for_python_read_the_table() {
         table: TableKind::Delta(DeltaConfig { path: "delay".into() }),
         every: Millis(0),
     };
+    let partitions = Arc::new(Partitions::default());
+    assert_eq!([partitions.number("flights", 0), partitions.number("flights", 1)], [0, 1]);
+    let origins = Origins { partitions, model: Some(ModelInfo { name: "delay".into(), version: "1".into() }) };
     let open = OpenOffline {
         job: "flights".into(),
         topology_hash: "0123".into(),
         folder: folder.path().into(),
         workers: 2,
         begin: Begin::Anew,
-        tables: vec![OpenTable { name: "delay".into(), config, schema: nullable(&rows(0, 0..1).schema()) }],
+        tables: vec![OpenTable { name: "delay".into(), config, schema: rows(0, 0..1).records.schema(), origins }],
     };
     let (offline, feeders) = start(open).expect("starts");
     for epoch in 0..5_i64 {
         for (partition, feeder) in feeders.iter().enumerate() {
-            feeder.feed(0, epoch as u64, rows(partition as i32, epoch * 20..epoch * 20 + 20));
+            feeder.feed(0, epoch as u64, rows(partition as u32, epoch * 20..epoch * 20 + 20));
             feeder.close(epoch as u64);
         }
     }

@@ -2,3 +2,5 @@
 
 /// Sources, sinks and commands on a real broker.
 mod kafka;
+/// The offline store, read by DuckDB and by deltalake for Python.
+mod offline;

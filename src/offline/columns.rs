@@ -4,20 +4,16 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Date32Array, RecordBatch, RecordBatchOptions, new_null_array};
-use arrow::compute::{CastOptions, cast, cast_with_options};
-use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit};
+use arrow::array::{ArrayRef, Date32Array, RecordBatch, RecordBatchOptions, new_null_array};
+use arrow::compute::{CastOptions, cast_with_options};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
+use millstream_operators::{Batch, Row};
 
 use super::OfflineError;
 
 /// The partition column: the UTC date of the event time.
 pub(super) const DATE: &str = "date";
-/// Provenance columns that every stream must have, to know what a commit holds.
-pub(super) const TOPIC: &str = "topic";
-pub(super) const PARTITION: &str = "partition";
-pub(super) const OFFSET: &str = "offset";
-pub(super) const EVENT_TIME: &str = "event_time";
 
 const MILLIS_PER_DAY: i64 = 86_400_000;
 
@@ -45,7 +41,7 @@ fn stored(data_type: &DataType) -> Option<DataType> {
 /// The schema of a new table for a stream: `date`, then the stream's columns.
 ///
 /// # Errors
-/// If a column has a type that tables do not have, appears twice, is named `date`, or a provenance column is missing.
+/// If a column has a type that tables do not have, appears twice, or is named `date`.
 pub(super) fn stored_schema(table: &str, stream: &Schema) -> Result<SchemaRef, OfflineError> {
     let wrong =
         |column: &str, detail: String| OfflineError::Column { table: table.into(), column: column.into(), detail };
@@ -65,97 +61,66 @@ pub(super) fn stored_schema(table: &str, stream: &Schema) -> Result<SchemaRef, O
         })?;
         fields.push(Field::new(field.name(), kept, true));
     }
-    for name in [TOPIC, PARTITION, OFFSET, EVENT_TIME] {
-        if stream.column_with_name(name).is_none() {
-            return Err(wrong(name, "the stream has no such provenance column".into()));
-        }
-    }
     Ok(Arc::new(Schema::new(fields)))
 }
 
-/// `batch` with the columns of `schema`, by name: cast where the type differs, null where the stream has no such column. A value that the
-/// table's type can't hold becomes null.
-pub(super) fn conform(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
+/// `batch` with the columns of `schema`, by name: cast where the type differs, null where the stream has no such column, and
+/// the dates of the event times. A value that the table's type can't hold becomes null.
+pub(super) fn conform(batch: &Batch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
     let options = CastOptions { safe: true, ..CastOptions::default() };
     let mut columns: Vec<ArrayRef> = Vec::with_capacity(schema.fields().len());
     for field in schema.fields() {
-        let column = match batch.column_by_name(field.name()) {
-            _ if field.name() == DATE => dates(batch)?,
+        let column = match batch.records.column_by_name(field.name()) {
+            _ if field.name() == DATE => dates(&batch.rows),
             Some(column) if column.data_type() == field.data_type() => column.clone(),
             Some(column) => cast_with_options(column, field.data_type(), &options)?,
-            None => new_null_array(field.data_type(), batch.num_rows()),
+            None => new_null_array(field.data_type(), batch.len()),
         };
         columns.push(column);
     }
-    let rows = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    let rows = RecordBatchOptions::new().with_row_count(Some(batch.len()));
     RecordBatch::try_new_with_options(schema.clone(), columns, &rows)
 }
 
 /// The UTC date of each row's event time.
-fn dates(batch: &RecordBatch) -> Result<ArrayRef, ArrowError> {
-    let times = batch.column_by_name(EVENT_TIME).ok_or_else(|| ArrowError::SchemaError("no event_time".into()))?;
-    let millis = match times.data_type() {
-        DataType::Timestamp(_, zone) => cast(times, &DataType::Timestamp(TimeUnit::Millisecond, zone.clone()))?,
-        _ => times.clone(),
-    };
-    let millis = cast(&millis, &DataType::Int64)?;
-    let days = |millis: i64| millis.div_euclid(MILLIS_PER_DAY) as i32;
-    let dates: Date32Array = millis.as_primitive::<Int64Type>().unary(days);
-    Ok(Arc::new(dates))
+fn dates(rows: &[Row]) -> ArrayRef {
+    let days = rows.iter().map(|row| row.event_time.div_euclid(MILLIS_PER_DAY) as i32);
+    Arc::new(Date32Array::from_iter_values(days))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow::array::{Float64Array, Int32Array, Int64Array, ListArray, StringArray, TimestampMillisecondArray};
-    use arrow::datatypes::{Float64Type, TimestampMicrosecondType};
-
-    fn provenance() -> Vec<Field> {
-        vec![
-            Field::new("topic", DataType::Utf8, false),
-            Field::new("partition", DataType::Int32, false),
-            Field::new("offset", DataType::Int64, false),
-            Field::new("event_time", DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())), false),
-        ]
-    }
+    use arrow::array::{Array, AsArray, Float64Array, ListArray, TimestampMillisecondArray};
+    use arrow::datatypes::{Date32Type, Float64Type, TimestampMicrosecondType};
 
     #[test]
     fn rows_conform_to_what_the_table_keeps() {
-        let mut fields = provenance();
-        fields.push(Field::new("vector", DataType::new_list(DataType::Float64, true), true));
         let list = ListArray::from_iter_primitive::<Float64Type, _, _>([Some(vec![Some(1.5), None]), None]);
-        let columns: Vec<ArrayRef> = vec![
-            Arc::new(StringArray::from(vec!["t", "t"])),
-            Arc::new(Int32Array::from(vec![0, 0])),
-            Arc::new(Int64Array::from(vec![7, 8])),
-            Arc::new(TimestampMillisecondArray::from(vec![-1, 86_400_000]).with_timezone("UTC")),
-            Arc::new(list),
-        ];
-        let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).expect("columns fit");
-        let schema = stored_schema("t", &batch.schema()).expect("all types are kept");
+        let at: ArrayRef = Arc::new(TimestampMillisecondArray::from(vec![Some(-1), None]).with_timezone("UTC"));
+        let columns = [("at", at, true), ("vector", Arc::new(list) as ArrayRef, true)];
+        let records = RecordBatch::try_from_iter_with_nullable(columns).expect("columns of one length");
+        let row = |event_time| Row { source: 0, partition: 0, offset: 0, event_time, arrived_micros: 0 };
+        let batch = Batch::new(records, vec![row(-1), row(86_400_000)]);
+        let schema = stored_schema("t", &batch.records.schema()).expect("all types are kept");
         let kept = conform(&batch, &schema).expect("conforms");
-        let dates = kept["date"].as_primitive::<arrow::datatypes::Date32Type>();
+        let dates = kept["date"].as_primitive::<Date32Type>();
         assert_eq!(dates.values(), &[-1, 1], "a moment before 1970 is on the day before");
-        assert_eq!(kept["event_time"].as_primitive::<TimestampMicrosecondType>().values(), &[-1000, 86_400_000_000]);
-        assert_eq!(
-            kept["vector"].as_list::<i32>().values().as_ref(),
-            &Float64Array::from(vec![Some(1.5), None]) as &dyn Array
-        );
+        let at = kept["at"].as_primitive::<TimestampMicrosecondType>();
+        assert_eq!((at.value(0), at.is_null(1)), (-1000, true));
+        let values = kept["vector"].as_list::<i32>().values();
+        assert_eq!(values.as_ref(), &Float64Array::from(vec![Some(1.5), None]) as &dyn Array);
     }
 
     #[test]
     fn columns_that_a_table_cannot_keep_are_named() {
         let check = |field: Field, says: &str| {
-            let mut fields = provenance();
-            fields.push(field);
+            let fields = vec![Field::new("offset", DataType::Int64, true), field];
             let error = stored_schema("events", &Schema::new(fields)).expect_err("must be refused").to_string();
             assert!(error.contains(says), "{error}");
         };
         check(Field::new("date", DataType::Utf8, true), "column `date`: the table keeps the date of the event time");
         check(Field::new("Offset", DataType::Int64, true), "column `Offset`: the name appears twice");
         check(Field::new("x", DataType::Time32(TimeUnit::Second), true), "column `x`: a table can't keep the type");
-        let error =
-            stored_schema("events", &Schema::new(provenance()[1..].to_vec())).expect_err("no topic").to_string();
-        assert!(error.contains("column `topic`: the stream has no such provenance column"), "{error}");
     }
 }

@@ -1,17 +1,13 @@
 //! What a commit holds, and the batch id that follows from it: the thread that joins a training row to the offsets it came
 //! from, the topology that made it and the model that scored it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, Int64Type};
-use arrow::error::ArrowError;
+use millstream_operators::Row;
 use millstream_operators::key::hash;
 use serde_json::{Value, json};
 
-use super::columns::{OFFSET, PARTITION, TOPIC};
+use crate::provenance::Origins;
 
 /// First and last of a range, both inside.
 type Span = (i64, i64);
@@ -23,101 +19,58 @@ pub(super) struct Contents {
     pub rows: u64,
     /// First and last epoch.
     epochs: Option<(u64, u64)>,
-    offsets: BTreeMap<String, BTreeMap<i64, Span>>,
-    models: BTreeMap<String, BTreeSet<String>>,
+    /// Offsets by number of the partition.
+    offsets: BTreeMap<u32, Span>,
+}
+
+/// Whose rows they are.
+pub(super) struct About<'a> {
+    /// Name of the job.
+    pub job: &'a str,
+    /// The table's name in the topology.
+    pub table: &'a str,
+    /// Hash of the topology.
+    pub topology_hash: &'a str,
+    /// What is known about all rows.
+    pub origins: &'a Origins,
 }
 
 impl Contents {
-    /// Takes up rows of `epoch`.
-    pub fn add(&mut self, epoch: u64, batch: &RecordBatch) -> Result<(), ArrowError> {
-        self.rows += batch.num_rows() as u64;
+    /// Takes up rows of `epoch`. Rows of one partition mostly follow each other, so a span is looked up once a run of them.
+    pub fn add(&mut self, epoch: u64, rows: &[Row]) {
+        self.rows += rows.len() as u64;
         self.epochs = Some(self.epochs.map_or((epoch, epoch), |(first, last)| (first.min(epoch), last.max(epoch))));
-        if let (Some(topic), Some(partition), Some(offset)) =
-            (texts(batch, TOPIC)?, integers(batch, PARTITION)?, integers(batch, OFFSET)?)
-        {
-            self.add_offsets(topic.as_string(), partition.as_primitive(), offset.as_primitive());
-        }
-        if let (Some(model), Some(version)) = (texts(batch, "model")?, texts(batch, "model_version")?) {
-            self.add_models(model.as_string(), version.as_string());
-        }
-        Ok(())
-    }
-
-    /// Rows of one partition mostly follow each other, so a span is looked up once a run of them.
-    fn add_offsets(
-        &mut self,
-        topic: &arrow::array::StringArray,
-        partition: &arrow::array::PrimitiveArray<Int64Type>,
-        offset: &arrow::array::PrimitiveArray<Int64Type>,
-    ) {
-        let mut start = 0;
-        while start < topic.len() {
-            let (name, number) = (topic.value(start), partition.value(start));
-            let mut end = start + 1;
-            while end < topic.len() && partition.value(end) == number && topic.value(end) == name {
-                end += 1;
-            }
-            let run = &offset.values()[start..end];
-            let low = run.iter().copied().min().unwrap_or(i64::MAX);
-            let high = run.iter().copied().max().unwrap_or(i64::MIN);
-            if !self.offsets.contains_key(name) {
-                self.offsets.insert(name.to_owned(), BTreeMap::new());
-            }
-            if let Some(partitions) = self.offsets.get_mut(name) {
-                let span = partitions.entry(number).or_insert((low, high));
-                *span = (span.0.min(low), span.1.max(high));
-            }
-            start = end;
+        for run in rows.chunk_by(|one, next| one.partition == next.partition) {
+            let low = run.iter().map(|row| row.offset).min().unwrap_or(i64::MAX);
+            let high = run.iter().map(|row| row.offset).max().unwrap_or(i64::MIN);
+            let span = self.offsets.entry(run[0].partition).or_insert((low, high));
+            *span = (span.0.min(low), span.1.max(high));
         }
     }
 
-    fn add_models(&mut self, model: &arrow::array::StringArray, version: &arrow::array::StringArray) {
-        let mut previous = None;
-        for row in (0..model.len()).filter(|row| model.is_valid(*row) && version.is_valid(*row)) {
-            let pair = (model.value(row), version.value(row));
-            if previous != Some(pair) {
-                self.models.entry(pair.0.to_owned()).or_default().insert(pair.1.to_owned());
-                previous = Some(pair);
-            }
-        }
-    }
-
-    /// The batch id: unique, because no two commits of a table hold the same offsets of the same epochs.
-    pub fn batch_id(&self, job: &str, table: &str) -> String {
+    /// What the commit says about itself, in `commitInfo`. The batch id is unique, because no two commits of a table hold
+    /// the same offsets of the same epochs.
+    pub fn describe(&self, about: &About<'_>) -> [(String, Value); 2] {
+        let About { job, table, topology_hash, origins } = about;
         let (first, last) = self.epochs.unwrap_or_default();
-        let digest = hash(format!("{:?}{:?}", self.offsets, self.models).as_bytes());
-        format!("{job}-{table}-{first}-{last}-{digest:016x}")
-    }
-
-    /// What the commit says about itself, in `commitInfo`.
-    pub fn describe(&self, job: &str, table: &str, topology_hash: &str) -> [(String, Value); 2] {
-        let (first, last) = self.epochs.unwrap_or_default();
-        let offsets: BTreeMap<&str, BTreeMap<String, [i64; 2]>> = self
-            .offsets
-            .iter()
-            .map(|(topic, partitions)| {
-                (topic.as_str(), partitions.iter().map(|(p, (low, high))| (p.to_string(), [*low, *high])).collect())
-            })
-            .collect();
-        let about = json!({
+        let mut offsets: BTreeMap<String, BTreeMap<String, [i64; 2]>> = BTreeMap::new();
+        for (number, (low, high)) in &self.offsets {
+            let (topic, partition) = origins.partitions.name(*number);
+            offsets.entry(topic.to_string()).or_default().insert(partition.to_string(), [*low, *high]);
+        }
+        let models: BTreeMap<&str, [&str; 1]> =
+            origins.model.iter().map(|model| (&*model.name, [&*model.version])).collect();
+        let digest = hash(format!("{offsets:?}{models:?}").as_bytes());
+        let id = format!("{job}-{table}-{first}-{last}-{digest:016x}");
+        let contents = json!({
             "job": job,
             "table": table,
             "epochs": [first, last],
             "rows": self.rows,
             "offsets": offsets,
             "topology_hash": topology_hash,
-            "models": self.models,
+            "models": models,
         });
-        [("batch_id".into(), self.batch_id(job, table).into()), ("millstream".into(), about)]
+        [("batch_id".into(), id.into()), ("millstream".into(), contents)]
     }
-}
-
-/// The column as text, if there is one.
-fn texts(batch: &RecordBatch, name: &str) -> Result<Option<Arc<dyn Array>>, ArrowError> {
-    batch.column_by_name(name).map(|column| cast(column, &DataType::Utf8)).transpose()
-}
-
-/// The column as 64-bit integers, if there is one.
-fn integers(batch: &RecordBatch, name: &str) -> Result<Option<Arc<dyn Array>>, ArrowError> {
-    batch.column_by_name(name).map(|column| cast(column, &DataType::Int64)).transpose()
 }

@@ -10,7 +10,6 @@
 
 use std::path::{Path, PathBuf};
 
-use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use deltalake::kernel::engine::arrow_conversion::{TryIntoArrow, TryIntoKernel};
 use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
@@ -18,11 +17,13 @@ use deltalake::kernel::{Action, Add, Remove, StructType, Transaction};
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use deltalake::writer::{DeltaWriter, RecordBatchWriter};
 use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError, ensure_table_uri};
+use millstream_operators::Batch;
 use millstream_operators::kinds::Kind;
 
 use super::columns::{self, DATE};
-use super::contents::Contents;
+use super::contents::{About, Contents};
 use super::{Begin, OfflineError};
+use crate::provenance::{Origins, Provenance};
 
 mod begin;
 mod sweep;
@@ -51,6 +52,8 @@ pub(super) struct Open<'a> {
     pub path: PathBuf,
     /// The stream's columns.
     pub schema: SchemaRef,
+    /// Makes the stream's provenance.
+    pub origins: Origins,
     /// What is expected to be there.
     pub begin: Begin,
 }
@@ -80,7 +83,12 @@ pub(super) struct Store {
     topology_hash: String,
     table: DeltaTable,
     writer: RecordBatchWriter,
-    schema: SchemaRef,
+    origins: Origins,
+    provenance: Vec<Provenance>,
+    /// The stream's columns and its provenance.
+    fed: SchemaRef,
+    /// The table's columns.
+    kept: SchemaRef,
     contents: Contents,
     staged: Vec<Add>,
 }
@@ -93,7 +101,9 @@ impl Store {
     /// What was tried and what the world said.
     pub async fn open(open: Open<'_>) -> Result<Self, OfflineError> {
         let name = open.name.to_owned();
-        let wanted = columns::stored_schema(&name, &open.schema)?;
+        let provenance = Provenance::available(&open.schema, open.origins.model.is_some());
+        let fed = Provenance::beside(&open.schema, &provenance);
+        let wanted = columns::stored_schema(&name, &fed)?;
         writable(&name, &open.path)?;
         let path = open.path.to_string_lossy();
         let failed = failing(&name, "open the table");
@@ -114,7 +124,7 @@ impl Store {
             let create = table.create().with_columns(kernel.fields().cloned()).with_partition_columns([DATE]);
             table = create.await.map_err(failing(&name, "make the table"))?;
         }
-        let schema = arrow_schema(&table).map_err(failed)?;
+        let kept = arrow_schema(&table).map_err(failed)?;
         let writer = RecordBatchWriter::for_table(&table).map_err(failed)?;
         Ok(Store {
             name,
@@ -122,7 +132,10 @@ impl Store {
             topology_hash: open.topology_hash.to_owned(),
             table,
             writer,
-            schema: schema.into(),
+            origins: open.origins,
+            provenance,
+            fed,
+            kept: kept.into(),
             contents: Contents::default(),
             staged: Vec::new(),
         })
@@ -132,10 +145,11 @@ impl Store {
     ///
     /// # Errors
     /// If a file can't be written.
-    pub async fn write(&mut self, epoch: u64, batch: &RecordBatch) -> Result<(), OfflineError> {
+    pub async fn write(&mut self, epoch: u64, batch: &Batch) -> Result<(), OfflineError> {
         let failed = failing(&self.name, "write rows");
-        let kept = columns::conform(batch, &self.schema).map_err(|e| failed(e.into()))?;
-        self.contents.add(epoch, &kept).map_err(|e| failed(e.into()))?;
+        let whole = self.origins.beside(batch, &self.fed, &self.provenance, epoch).map_err(|e| failed(e.into()))?;
+        let kept = columns::conform(&whole, &self.kept).map_err(|e| failed(e.into()))?;
+        self.contents.add(epoch, &batch.rows);
         self.writer.write(kept).await.map_err(failed)
     }
 
@@ -176,7 +190,8 @@ impl Store {
             // The files hold rows that are in the table already; the sweep of a later start takes them away.
             return Ok(Committed::Repeated);
         }
-        let about = contents.describe(&self.job, &self.name, &self.topology_hash);
+        let (job, table, topology_hash) = (&self.job, &self.name, &self.topology_hash);
+        let about = contents.describe(&About { job, table, topology_hash, origins: &self.origins });
         let properties = CommitProperties::default()
             .with_application_transaction(Transaction::new(&app, epoch as i64))
             .with_metadata(about);

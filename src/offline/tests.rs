@@ -5,45 +5,39 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use arrow::array::{ArrayRef, AsArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray};
-use arrow::array::{TimestampMillisecondArray, new_null_array};
-use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit};
+use arrow::array::{ArrayRef, AsArray, Float64Array, RecordBatch, new_null_array};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use deltalake::kernel::CommitInfo;
 use deltalake::{DeltaTable, DeltaTableBuilder, ensure_table_uri};
 use millstream_operators::units::Millis;
+use millstream_operators::{Batch, Row};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::delta::{Committed, DeltaConfig, Open, Store};
 use super::*;
+use crate::provenance::{ModelInfo, Origins};
+use crate::sources::Partitions;
 
 const DAY: i64 = 86_400_000;
 const WAIT: Duration = Duration::from_secs(60);
 
 fn schema() -> SchemaRef {
-    Arc::new(Schema::new(vec![
-        Field::new("topic", DataType::Utf8, false),
-        Field::new("partition", DataType::Int32, false),
-        Field::new("offset", DataType::Int64, false),
-        Field::new("event_time", DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())), false),
-        Field::new("card.amount_mean_1h", DataType::Float64, true),
-        Field::new("model", DataType::Utf8, true),
-        Field::new("model_version", DataType::Utf8, true),
-    ]))
+    Arc::new(Schema::new(vec![Field::new("card.amount_mean_1h", DataType::Float64, true)]))
+}
+
+/// Predictions on events of one partition.
+fn origins() -> Origins {
+    let partitions = Arc::new(Partitions::default());
+    partitions.number("flights", 0);
+    Origins { partitions, model: Some(ModelInfo { name: "delay".into(), version: "3".into() }) }
 }
 
 /// Rows of partition 0, one a day from 1970-01-01 on.
-fn rows(offsets: std::ops::Range<i64>) -> RecordBatch {
-    let n = (offsets.end - offsets.start) as usize;
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(StringArray::from(vec!["flights"; n])),
-        Arc::new(Int32Array::from(vec![0; n])),
-        Arc::new(Int64Array::from_iter_values(offsets.clone())),
-        Arc::new(TimestampMillisecondArray::from_iter_values(offsets.clone().map(|o| o * DAY)).with_timezone("UTC")),
-        Arc::new(Float64Array::from_iter_values(offsets.map(|o| o as f64 / 2.0))),
-        Arc::new(StringArray::from(vec!["delay"; n])),
-        Arc::new(StringArray::from(vec!["3"; n])),
-    ];
-    RecordBatch::try_new(schema(), columns).expect("columns follow the schema")
+fn rows(offsets: std::ops::Range<i64>) -> Batch {
+    let means: ArrayRef = Arc::new(Float64Array::from_iter_values(offsets.clone().map(|o| o as f64 / 2.0)));
+    let records = RecordBatch::try_new(schema(), vec![means]).expect("columns follow the schema");
+    let row = |offset| Row { source: 0, partition: 0, offset, event_time: offset * DAY, arrived_micros: 0 };
+    Batch::new(records, offsets.map(row).collect())
 }
 
 fn open(folder: &Path, begin: Begin, workers: usize) -> OpenOffline {
@@ -58,13 +52,13 @@ fn open(folder: &Path, begin: Begin, workers: usize) -> OpenOffline {
         folder: folder.into(),
         workers,
         begin,
-        tables: vec![OpenTable { name: "delay".into(), config, schema: schema() }],
+        tables: vec![OpenTable { name: "delay".into(), config, schema: schema(), origins: origins() }],
     }
 }
 
 fn store_open(folder: &Path, begin: Begin) -> Open<'static> {
     let path = folder.join("lake/delay");
-    Open { name: "delay", job: "flights", topology_hash: "abc", path, schema: schema(), begin }
+    Open { name: "delay", job: "flights", topology_hash: "abc", path, schema: schema(), origins: origins(), begin }
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -221,26 +215,31 @@ fn columns_are_added_and_a_changed_type_is_an_error() {
         open.tables[0].schema = schema.clone();
         let (offline, feeders) = start(open)?;
         let rows = rows(0..1);
-        let column = |field: &Arc<Field>| match rows.column_by_name(field.name()) {
+        let column = |field: &Arc<Field>| match rows.records.column_by_name(field.name()) {
             Some(column) => column.clone(),
             None => new_null_array(field.data_type(), 1),
         };
         let columns: Vec<ArrayRef> = schema.fields().iter().map(column).collect();
         let Begin::After(epoch) = begin else { panic!("each run goes on") };
-        feeders[0].feed(0, epoch + 1, RecordBatch::try_new(schema, columns).expect("columns follow the schema"));
+        feeders[0].feed(
+            0,
+            epoch + 1,
+            rows.with_records(RecordBatch::try_new(schema, columns).expect("columns follow the schema")),
+        );
         feeders[0].close(epoch + 1);
         drop(feeders);
         offline.finish(WAIT)
     };
     run(Begin::After(0), &|_| ()).expect("makes the table");
     run(Begin::After(1), &|fields| fields.push(Field::new("label", DataType::Int64, true))).expect("adds a column");
-    run(Begin::After(2), &|fields| drop(fields.remove(4))).expect("writes null for a column it lacks");
+    run(Begin::After(2), &|fields| fields[0] = Field::new("label", DataType::Int64, true))
+        .expect("writes null for a column it lacks");
     let table = table(folder.path());
     assert_eq!(offsets(&table), [0, 0, 0]);
     let fields = table.snapshot().expect("loaded").schema();
     assert!(fields.field("label").is_some() && fields.field("card.amount_mean_1h").is_some());
 
-    let retype = |fields: &mut Vec<Field>| fields[4] = Field::new("card.amount_mean_1h", DataType::Utf8, true);
+    let retype = |fields: &mut Vec<Field>| fields[0] = Field::new("card.amount_mean_1h", DataType::Utf8, true);
     let error = run(Begin::After(3), &retype).expect_err("must be refused").to_string();
     assert!(
         error.contains("column `card.amount_mean_1h`: it is string in the stream, but double in the table"),

@@ -8,8 +8,8 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
+use millstream_operators::{Batch, Row};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, timeout_at};
 
@@ -17,6 +17,7 @@ use super::delta::{Committed, Open, Store};
 use super::{Begin, OfflineConfig, OfflineError, TableKind};
 use crate::metrics::catalogue::*;
 use crate::metrics::{CounterHandle, GaugeHandle, HistogramHandle};
+use crate::provenance::Origins;
 
 /// Encoded rows are closed into staged files when a table has more than this of them open: the bound of a table's memory
 /// between commits.
@@ -29,9 +30,10 @@ pub struct OpenTable {
     pub name: String,
     /// How it is kept.
     pub config: OfflineConfig,
-    /// The columns of the batches it will be fed, with the provenance columns `topic`, `partition`, `offset` and
-    /// `event_time` (milliseconds, or a timestamp).
+    /// The columns of the batches it will be fed.
     pub schema: SchemaRef,
+    /// Makes the provenance columns, which the table has beside the stream's.
+    pub origins: Origins,
 }
 
 /// What the offline store needs to start.
@@ -52,7 +54,7 @@ pub struct OpenOffline {
 }
 
 enum Message {
-    Rows { worker: usize, table: usize, epoch: u64, batch: RecordBatch, bytes: u64 },
+    Rows { worker: usize, table: usize, epoch: u64, batch: Batch, bytes: u64 },
     Closed { worker: usize, epoch: u64 },
 }
 
@@ -85,12 +87,13 @@ pub struct Feeder {
 }
 
 impl Feeder {
-    /// Hands over rows of the open `epoch` for table number `table`.
-    pub fn feed(&self, table: usize, epoch: u64, batch: RecordBatch) {
-        if batch.num_rows() == 0 {
+    /// Hands over rows of the open `epoch` for table number `table`. Nothing is copied.
+    pub fn feed(&self, table: usize, epoch: u64, batch: Batch) {
+        if batch.is_empty() {
             return;
         }
-        let bytes = batch.get_array_memory_size() as u64;
+        let batch = Batch { raw: None, ..batch };
+        let bytes = (batch.records.get_array_memory_size() + batch.len() * size_of::<Row>()) as u64;
         self.shared.backlog_bytes.fetch_add(bytes, Ordering::Relaxed);
         if self.sender.send(Message::Rows { worker: self.worker, table, epoch, batch, bytes }).is_err() {
             self.shared.backlog_bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -189,7 +192,7 @@ struct Table {
     every: Duration,
     due: Instant,
     /// Rows of epochs that are not closed by all: (worker, rows, bytes), in order of arrival.
-    waiting: BTreeMap<u64, Vec<(usize, RecordBatch, u64)>>,
+    waiting: BTreeMap<u64, Vec<(usize, Batch, u64)>>,
     /// True when rows were encoded since the last commit.
     pending: bool,
     metrics: TableMetrics,
@@ -256,6 +259,7 @@ impl Writer {
                 topology_hash: &open.topology_hash,
                 path: open.folder.join(&config.path),
                 schema: table.schema.clone(),
+                origins: table.origins.clone(),
                 begin: open.begin,
             })
             .await?;
