@@ -312,10 +312,14 @@ fn write_date(days: i64, out: &mut Vec<u8>) {
     write_digits(day_of_month as u32, 2, out);
 }
 
-fn write_digits(number: u32, digits: u32, out: &mut Vec<u8>) {
-    for place in (0..digits).rev() {
-        out.push(b'0' + (number / 10u32.pow(place) % 10) as u8);
+/// The last `digits` digits of a number, most significant first. At most four.
+fn write_digits(mut number: u32, digits: usize, out: &mut Vec<u8>) {
+    let mut text = [0; 4];
+    for place in text[..digits].iter_mut().rev() {
+        *place = b'0' + (number % 10) as u8;
+        number /= 10;
     }
+    out.extend_from_slice(&text[..digits]);
 }
 
 #[cfg(test)]
