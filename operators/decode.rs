@@ -111,6 +111,15 @@ enum Reader {
     Csv(csv::CsvReader),
 }
 
+impl Reader {
+    fn new(format: &FormatKind, columns: Arc<IndexMap<String, ColumnType>>) -> Result<Reader, ConfigError> {
+        match format {
+            FormatKind::Json(format) => Ok(Reader::Json(json::JsonReader::new(format, columns))),
+            FormatKind::Csv(format) => csv::CsvReader::new(format, columns).map(Reader::Csv),
+        }
+    }
+}
+
 /// Why a record was rejected, before it is known where it came from.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Failure {
@@ -144,11 +153,7 @@ impl Decoder {
         let rules = Rules { ranges: &config.ranges, checks: &config.checks, event_time: config.event_time.as_ref() };
         let validator = Validator::new(&config.columns, &schema, &rules).map_err(|more| errors.extend(more)).ok();
         let columns = Arc::new(config.columns);
-        let reader = match &config.format {
-            FormatKind::Json(format) => Ok(Reader::Json(json::JsonReader::new(format, columns.clone()))),
-            FormatKind::Csv(format) => csv::CsvReader::new(format, columns.clone()).map(Reader::Csv),
-        };
-        let reader = reader.map_err(|error| errors.push(error)).ok();
+        let reader = Reader::new(&config.format, columns.clone()).map_err(|error| errors.push(error)).ok();
         let (Some(validator), Some(reader), true) = (validator, reader, errors.is_empty()) else {
             return Err(errors);
         };
@@ -162,6 +167,19 @@ impl Decoder {
             message_size_max: config.message_size_max,
             keep_raw: config.keep_raw,
         })
+    }
+
+    /// A decoder of the same definition for messages of another format: a topic of JSON may have CSV files as its history.
+    ///
+    /// # Errors
+    /// If the format does not fit the columns.
+    pub fn with_format(&self, format: &FormatKind) -> Result<Decoder, ConfigError> {
+        Ok(Decoder { reader: Reader::new(format, self.columns.clone())?, ..self.clone() })
+    }
+
+    /// True if it reads a format whose files have a header line.
+    pub fn reads_header(&self) -> bool {
+        matches!(self.reader, Reader::Csv(_))
     }
 
     /// The columns of its output: the declared ones, in their order.

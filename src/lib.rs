@@ -4,8 +4,8 @@
 
 pub mod checkpoint;
 pub mod encode;
-pub mod kafka;
 pub mod http;
+pub mod kafka;
 pub mod metrics;
 pub mod models;
 pub mod offline;

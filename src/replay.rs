@@ -34,6 +34,7 @@ use crate::sources::memory::MemoryReader;
 use crate::sources::{Partitions, Port, Positions, SourceError};
 
 mod arrive;
+mod decoding;
 mod feed;
 mod gather;
 mod merge;
@@ -43,6 +44,7 @@ mod progress;
 mod tests;
 
 pub use arrive::read_on_arrival;
+pub use decoding::decoding;
 pub use pace::Pace;
 pub use progress::Progress;
 

@@ -77,12 +77,15 @@ enum Values<'a> {
     LargeText(&'a arrow::array::LargeStringArray),
     TextView(&'a StringViewArray),
     Bytes(Box<dyn Fn(usize) -> &'a [u8] + 'a>),
-    List(Box<dyn Fn(usize) -> (usize, usize) + 'a>, Box<Column<'a>>),
+    List(ListRange<'a>, Box<Column<'a>>),
     Struct(Vec<(Vec<u8>, Column<'a>)>),
     Dictionary(Box<dyn Fn(usize) -> usize + 'a>, Box<Column<'a>>),
     /// Any other type, as Arrow displays it.
     Other(&'a dyn Array),
 }
+
+/// Where the list of a row starts and ends among the values of all lists.
+type ListRange<'a> = Box<dyn Fn(usize) -> (usize, usize) + 'a>;
 
 fn primitive<T: ArrowPrimitiveType>(array: &ArrayRef) -> &PrimitiveArray<T> {
     array.as_primitive::<T>()
@@ -120,8 +123,8 @@ fn timestamp<'a>(array: &'a ArrayRef, unit: TimeUnit) -> Values<'a> {
     })
 }
 
-fn list<'a>(array: &'a ArrayRef) -> Option<Values<'a>> {
-    let (range, values): (Box<dyn Fn(usize) -> (usize, usize) + 'a>, &'a ArrayRef) = match array.data_type() {
+fn list(array: &ArrayRef) -> Option<Values<'_>> {
+    let (range, values): (ListRange<'_>, &ArrayRef) = match array.data_type() {
         DataType::List(_) => {
             let list = array.as_list::<i32>();
             let ends = list.value_offsets();
