@@ -73,6 +73,16 @@ impl Batch {
         Ok(Batch { records, rows: Arc::new(rows), raw })
     }
 
+    /// All rows but those at `indices`, which stand in order. `None` when no row is left.
+    pub fn without(&self, indices: &[u32]) -> Option<Batch> {
+        let mut out = indices.iter().copied().peekable();
+        let left: Vec<u32> = (0..self.len() as u32).filter(|row| out.next_if_eq(row).is_none()).collect();
+        if left.is_empty() {
+            return None;
+        }
+        Some(self.take(&left).expect("the indices are rows of this batch"))
+    }
+
     /// `length` rows from `offset`, without a copy of the columns.
     pub fn slice(&self, offset: usize, length: usize) -> Batch {
         Batch {

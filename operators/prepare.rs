@@ -16,7 +16,7 @@ use indexmap::IndexMap;
 
 use crate::batch::Batch;
 use crate::error::ConfigError;
-use crate::expressions::Expression;
+use crate::expressions::{Evaluated, Expression, ExpressionError};
 use crate::operator::{Operator, Outputs};
 use crate::reject::{Reason, Reject};
 
@@ -89,6 +89,9 @@ impl Prepare {
         let mut select = Vec::new();
         for (i, name) in config.select.iter().enumerate() {
             match schema.index_of(name) {
+                Ok(index) if select.contains(&index) => {
+                    errors.push(ConfigError::new(format!("select[{i}]"), format!("column `{name}` stands twice")));
+                }
                 Ok(index) => select.push(index),
                 Err(_) => {
                     let known = schema.fields().iter().map(|field| field.name().as_str());
@@ -111,8 +114,7 @@ impl Prepare {
         &self.schema
     }
 
-    fn prepare(&self, batch: Batch, out: &mut Outputs) -> Option<Batch> {
-        let mut batch = batch;
+    fn prepare(&self, mut batch: Batch, out: &mut Outputs) -> Option<Batch> {
         if let Some(filter) = &self.filter {
             batch = self.filter(filter, batch, out)?;
         }
@@ -120,14 +122,10 @@ impl Prepare {
             batch = self.check(check, batch, out)?;
         }
         for (expression, schema) in &self.derive {
-            let evaluated = expression.evaluate_each(&batch.records);
-            let mut columns = batch.records.columns().to_vec();
-            columns.push(evaluated.values);
-            let records = arrow::array::RecordBatch::try_new(schema.clone(), columns);
-            batch = batch.with_records(records.expect("the expression was typed over these columns"));
-            if !evaluated.failed.is_empty() {
-                batch = self.reject(batch, Reason::ExpressionFailed, evaluated.failed, out)?;
-            }
+            let Evaluated { values, failed } = expression.evaluate_each(&batch.records);
+            batch =
+                batch.with_columns(schema.clone(), vec![values]).expect("the expression was typed over these columns");
+            batch = self.reject(expression, batch, failed, out)?;
         }
         if let Some(select) = &self.select {
             let records = batch.records.project(select).expect("the indices are columns of the schema");
@@ -136,79 +134,66 @@ impl Prepare {
         Some(batch)
     }
 
+    /// Keeps the rows for which `filter` is true and counts the others.
     fn filter(&self, filter: &Expression, batch: Batch, out: &mut Outputs) -> Option<Batch> {
-        let evaluated = filter.evaluate_each(&batch.records);
-        let mut batch = batch;
-        let mut values = evaluated.values;
-        if !evaluated.failed.is_empty() {
-            let failed: Vec<usize> = evaluated.failed.iter().map(|(row, _)| *row).collect();
-            let others: Vec<u32> = others(batch.len(), &failed);
-            let indices = arrow::array::UInt32Array::from(others);
-            values = arrow::compute::take(&values, &indices, None).expect("the indices are rows of this batch");
-            batch = self.reject(batch, Reason::ExpressionFailed, evaluated.failed, out)?;
-        }
+        let Evaluated { values, failed } = filter.evaluate_each(&batch.records);
         let passes = values.as_boolean();
         if passes.true_count() == batch.len() {
             return Some(batch);
         }
-        out.filtered += (batch.len() - passes.true_count()) as u64;
-        rows(&batch, passes)
+        self.rejects(filter, &batch, failed, out);
+        // A row that failed is null, not false, and has been rejected.
+        out.filtered += passes.false_count() as u64;
+        batch.without(&not_true(passes))
     }
 
+    /// Keeps the rows for which `check` is true and rejects the others.
     fn check(&self, check: &Expression, batch: Batch, out: &mut Outputs) -> Option<Batch> {
-        let evaluated = check.evaluate_each(&batch.records);
-        let passes = evaluated.values.as_boolean();
+        let Evaluated { values, failed } = check.evaluate_each(&batch.records);
+        let passes = values.as_boolean();
         if passes.true_count() == batch.len() {
             return Some(batch);
         }
-        for row in (0..batch.len()).filter(|row| passes.is_null(*row) || !passes.value(*row)) {
-            let failure = evaluated.failed.iter().find(|(failed, _)| *failed == row);
-            let (reason, detail) = match failure {
-                Some((_, why)) => (Reason::ExpressionFailed, format!("`{}` failed: {why}", check.sql())),
-                None => (Reason::CheckFailed, format!("`{}` is not true", check.sql())),
-            };
-            out.rejects.push(self.rejected(&batch, row, reason, detail));
+        self.rejects(check, &batch, failed, out);
+        for row in (0..batch.len()).filter(|row| passes.is_valid(*row) && !passes.value(*row)) {
+            let detail = format!("`{}` is not true", check.sql());
+            out.rejects.push(Reject::of_row(&self.stage, Reason::CheckFailed, detail, &batch, row));
         }
-        rows(&batch, passes)
+        batch.without(&not_true(passes))
     }
 
-    /// Rejects some rows; gives the others.
-    fn reject(&self, batch: Batch, reason: Reason, failed: Vec<(usize, String)>, out: &mut Outputs) -> Option<Batch> {
-        let failing: Vec<usize> = failed.iter().map(|(row, _)| *row).collect();
+    /// Rejects the rows on which `expression` failed; gives the others.
+    fn reject(
+        &self,
+        expression: &Expression,
+        batch: Batch,
+        failed: Vec<(usize, String)>,
+        out: &mut Outputs,
+    ) -> Option<Batch> {
+        if failed.is_empty() {
+            return Some(batch);
+        }
+        let rows: Vec<u32> = failed.iter().map(|(row, _)| *row as u32).collect();
+        self.rejects(expression, &batch, failed, out);
+        batch.without(&rows)
+    }
+
+    fn rejects(&self, expression: &Expression, batch: &Batch, failed: Vec<(usize, String)>, out: &mut Outputs) {
         for (row, why) in failed {
-            out.rejects.push(self.rejected(&batch, row, reason, why));
+            let detail = format!("`{}` fails: {why}", expression.sql());
+            out.rejects.push(Reject::of_row(&self.stage, Reason::ExpressionFailed, detail, batch, row));
         }
-        let others = others(batch.len(), &failing);
-        let batch = batch.take(&others).expect("the indices are rows of this batch");
-        (!batch.is_empty()).then_some(batch)
-    }
-
-    fn rejected(&self, batch: &Batch, row: usize, reason: Reason, detail: String) -> Reject {
-        let payload = batch.raw.as_ref().map(|raw| raw.value(row).to_vec()).unwrap_or_default();
-        Reject { stage: self.stage.clone(), reason, detail, payload, row: batch.rows[row] }
     }
 }
 
 /// The value, or nothing and one error more.
-fn keep<T>(
-    result: Result<T, crate::expressions::ExpressionError>,
-    path: &str,
-    errors: &mut Vec<ConfigError>,
-) -> Option<T> {
+fn keep<T>(result: Result<T, ExpressionError>, path: &str, errors: &mut Vec<ConfigError>) -> Option<T> {
     result.map_err(|error| errors.push(error.under(path))).ok()
 }
 
-/// The rows for which `passes` is true; `None` when there is none.
-fn rows(batch: &Batch, passes: &BooleanArray) -> Option<Batch> {
-    let indices = (0..batch.len()).filter(|row| passes.is_valid(*row) && passes.value(*row));
-    let indices: Vec<u32> = indices.map(|row| row as u32).collect();
-    let batch = batch.take(&indices).expect("the indices are rows of this batch");
-    (!batch.is_empty()).then_some(batch)
-}
-
-/// All rows but `some`, which stand in order.
-fn others(rows: usize, some: &[usize]) -> Vec<u32> {
-    (0..rows as u32).filter(|row| some.binary_search(&(*row as usize)).is_err()).collect()
+/// The rows for which `passes` is false or null.
+fn not_true(passes: &BooleanArray) -> Vec<u32> {
+    (0..passes.len()).filter(|row| passes.is_null(*row) || !passes.value(*row)).map(|row| row as u32).collect()
 }
 
 impl Operator for Prepare {
@@ -223,6 +208,7 @@ impl Operator for Prepare {
 mod tests {
     use arrow::array::{Int64Array, RecordBatch, StringArray};
     use arrow::datatypes::DataType;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::batch::Row;
@@ -269,6 +255,46 @@ mod tests {
         let failed: Vec<i64> = out.rejects.iter().map(|reject| reject.row.offset).collect();
         assert_eq!(failed, [1, 2]);
         assert_eq!(out.ports[0][0].len(), 2);
+    }
+
+    #[test]
+    fn what_fails_says_where_and_keeps_its_columns() {
+        let (checks, derive) = (vec!["t <> 'bad'".to_string()], map(&[("part", "10 / n")]));
+        let config = PrepareConfig { filter: Some("10 / n < 9"), checks: &checks, derive: &derive, select: &[] };
+        let mut prepare = Prepare::compile("p", &config, &input()).expect("it compiles");
+        let mut out = Outputs::new(1);
+        prepare.process(0, batch(&[(0, "a"), (1, "b"), (2, "bad"), (3, "c")]), &mut out);
+        let told: Vec<(Reason, &str)> = out.rejects.iter().map(|reject| (reject.reason, &*reject.detail)).collect();
+        let fails = "`10 / n < 9` fails: divide by zero error";
+        assert_eq!(told, [(Reason::ExpressionFailed, fails), (Reason::CheckFailed, "`t <> 'bad'` is not true")]);
+        assert_eq!((out.filtered, out.ports[0][0].len()), (1, 1));
+        assert_eq!(out.rejects[0].payload, br#"{"n":0,"t":"a"}"#);
+    }
+
+    proptest! {
+        #[test]
+        fn a_batch_is_prepared_as_each_row_alone(rows in prop::collection::vec((-3i64..4, "[0-9x]{0,2}"), 1..30)) {
+            let (checks, derive) = (vec!["t <> 'x'".to_string()], map(&[("k", "cast(t as bigint)"), ("q", "k / n")]));
+            let config = PrepareConfig { filter: Some("n <> 2"), checks: &checks, derive: &derive, select: &[] };
+            let mut prepare = Prepare::compile("p", &config, &input()).expect("it compiles");
+            let rows: Vec<(i64, &str)> = rows.iter().map(|(n, t)| (*n, t.as_str())).collect();
+            let (mut together, mut alone) = (Outputs::new(1), Outputs::new(1));
+            let whole = batch(&rows);
+            prepare.process(0, whole.clone(), &mut together);
+            (0..whole.len()).for_each(|row| prepare.process(0, whole.slice(row, 1), &mut alone));
+            let given = |out: &Outputs| Batch::concat(&out.ports[0]).expect("one schema");
+            let (a, b) = (given(&together), given(&alone));
+            prop_assert_eq!(a.as_ref().map(|a| (&a.records, &a.rows)), b.as_ref().map(|b| (&b.records, &b.rows)));
+            let rejected = |out: &Outputs| {
+                let mut rejects: Vec<_> = out.rejects.iter().map(|reject| (reject.row.offset, reject.detail.clone())).collect();
+                rejects.sort();
+                rejects
+            };
+            prop_assert_eq!(rejected(&together), rejected(&alone));
+            prop_assert_eq!(together.filtered, alone.filtered);
+            let left = a.map_or(0, |a| a.len()) + together.rejects.len() + together.filtered as usize;
+            prop_assert_eq!(left, rows.len());
+        }
     }
 
     #[test]
