@@ -3,7 +3,7 @@
 //! A sorted file is streamed, chunk by chunk, and held to its promise. An unsorted one is decoded whole at the start,
 //! an index over its records is sorted, and chunks are gathered along the index.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -237,10 +237,16 @@ impl Sorted {
         let places: Vec<Place> = self.order.by_ref().take(TICK_ROWS).collect();
         let mut entries = Vec::with_capacity(places.len());
         let mut picks = Vec::with_capacity(places.len());
+        // Only the batches that are picked from: a large file has thousands, and mostly neighbours stand together.
+        let (mut picked, mut used) = (BTreeMap::new(), Vec::new());
         for Place { time, offset, batch, row } in places {
             let content = match batch {
                 Some(batch) => {
-                    picks.push((batch as usize, row as usize));
+                    let at = *picked.entry(batch).or_insert_with(|| {
+                        used.push(&self.batches[batch as usize]);
+                        used.len() - 1
+                    });
+                    picks.push((at, row as usize));
                     Content::Row(picks.len() - 1)
                 }
                 None => match self.rejects[row as usize].take() {
@@ -250,8 +256,7 @@ impl Sorted {
             };
             entries.push(Entry { time, offset, content });
         }
-        let batches: Vec<&Batch> = self.batches.iter().collect();
-        let batch = if picks.is_empty() { None } else { Some(gather::gather(&batches, &picks)?) };
+        let batch = if picks.is_empty() { None } else { Some(gather::gather(&used, &picks)?) };
         Ok(Loaded { batch, entries })
     }
 }
