@@ -114,7 +114,7 @@ X
 running() {
   local pid
   pid=$(cat "$DIR/node-$1.pid" 2> /dev/null) || return 1
-  tr '\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null | grep -qF "$DIR/node-$1.properties"
+  tr '\0' ' ' 2> /dev/null < "/proc/$pid/cmdline" | grep -qF "$DIR/node-$1.properties"
 }
 
 start() {
@@ -164,7 +164,7 @@ down() {
   done
 }
 
-tool() { local class=$1; shift; TIER=1 java_run "$class" --bootstrap-server "$(address)" "$@"; }
+tool() { local class=$1; shift; install; TIER=1 java_run "$class" --bootstrap-server "$(address)" "$@"; }
 
 command=${1:-help}
 shift || true
@@ -182,7 +182,7 @@ case $command in
   kill) running "${1:?number of the broker}" || fail "broker $1 does not run"; kill -9 "$(cat "$DIR/node-$1.pid")" ;;
   start) start "${1:?number of the broker}"; wait_for "$1" ;;
   topics) tool org.apache.kafka.tools.TopicCommand "$@" ;;
-  configs) tool org.apache.kafka.tools.ConfigCommand "$@" ;;
+  configs) tool kafka.admin.ConfigCommand "$@" ;;
   groups) tool org.apache.kafka.tools.consumer.group.ConsumerGroupCommand "$@" ;;
   delete-records) tool org.apache.kafka.tools.DeleteRecordsCommand "$@" ;;
   *) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; [ "$command" = help ] || exit 2 ;;

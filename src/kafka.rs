@@ -4,11 +4,12 @@
 //! positions and delivery are the engine's. A topology may add settings of librdkafka by [`Options`]; those that the
 //! engine owns and those that would run code are refused.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::{Client, ClientContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 
@@ -183,6 +184,40 @@ pub fn partitions<C: ClientContext>(
         }
     }
 }
+
+/// As [`partitions`], again and again for up to `within`: for commands, which have nobody to wait for them. What can't
+/// change by waiting is said at once.
+///
+/// # Errors
+/// As [`partitions`].
+pub fn find_partitions(
+    consumer: &BaseConsumer<Context>,
+    brokers: &str,
+    topic: &str,
+    within: Duration,
+) -> Result<i32, ClientError> {
+    let deadline = Instant::now() + within;
+    loop {
+        let wait = Duration::from_secs(1).min(within);
+        match partitions(consumer.client(), brokers, topic, wait, || trouble(consumer)) {
+            Err(error) if error.is_transient() && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Why the last call of a consumer got no answer: librdkafka says it by events, which somebody has to fetch.
+pub fn trouble(consumer: &BaseConsumer<Context>) -> Option<Trouble> {
+    for _ in 0..EVENTS_MAX {
+        let _event = consumer.poll(Duration::ZERO);
+    }
+    consumer.context().take_trouble()
+}
+
+/// More events than a client has after one call.
+const EVENTS_MAX: usize = 200;
 
 /// A call that failed, in words: `trouble` is what the client had to say meanwhile.
 pub fn explain(error: &KafkaError, brokers: &str, trouble: Option<Trouble>) -> ClientError {

@@ -3,9 +3,11 @@
 #![deny(missing_docs)]
 
 pub mod checkpoint;
+pub mod cli;
 pub mod encode;
 pub mod http;
 pub mod kafka;
+pub mod logs;
 pub mod metrics;
 pub mod models;
 pub mod offline;

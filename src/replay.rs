@@ -46,6 +46,7 @@ mod tests;
 pub use arrive::read_on_arrival;
 pub use decoding::decoding;
 pub use pace::Pace;
+pub(crate) use pace::Pacer;
 pub use progress::Progress;
 
 /// Merged records after which a tick ends.

@@ -29,7 +29,7 @@ const GAP_MAX: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Knows when the next record is due.
-pub(super) struct Pacer {
+pub(crate) struct Pacer {
     pace: Pace,
     /// When the first record was due, and its event time.
     start: Option<(Instant, EventTime)>,

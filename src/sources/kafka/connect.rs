@@ -125,20 +125,12 @@ impl Contact<'_> {
 
     fn partitions(&self, topic: &str) -> Result<i32, ClientError> {
         let client = self.consumer.client();
-        kafka::partitions(client, &self.source.brokers, topic, TRY, || self.trouble())
+        kafka::partitions(client, &self.source.brokers, topic, TRY, || kafka::trouble(self.consumer))
     }
 
     fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), ClientError> {
         let answer = self.consumer.fetch_watermarks(topic, partition, TRY);
-        answer.map_err(|error| kafka::explain(&error, &self.source.brokers, self.trouble()))
-    }
-
-    /// Why the last call got no answer: librdkafka says it by events, which somebody has to fetch.
-    fn trouble(&self) -> Option<kafka::Trouble> {
-        for _ in 0..EVENTS_AT_ONCE {
-            let _event = self.consumer.poll(Duration::ZERO);
-        }
-        self.consumer.context().take_trouble()
+        answer.map_err(|error| kafka::explain(&error, &self.source.brokers, kafka::trouble(self.consumer)))
     }
 
     /// Tries until somebody answers; `None` if the job stopped meanwhile.
@@ -158,9 +150,6 @@ impl Contact<'_> {
         Ok(None)
     }
 }
-
-/// More events than a client has after one call.
-const EVENTS_AT_ONCE: usize = 32;
 
 fn there(low: i64, high: i64) -> String {
     if low == high {

@@ -1,0 +1,92 @@
+//! The command line: one file a command, and the list of them.
+
+use std::process::ExitCode;
+
+use clap::{ArgMatches, Args, Command, FromArgMatches};
+
+use crate::sources::SourceError;
+use crate::topology::problem::{Report, Style};
+
+mod broker;
+mod consume;
+mod produce;
+
+/// Every command, in the order of the help.
+const COMMANDS: &[Entry] = &[entry::<produce::Produce>("produce"), entry::<consume::Consume>("consume")];
+
+/// A command: its options, and what it does. The doc comment of the options is its help.
+trait Run: Args + FromArgMatches {
+    /// Does it.
+    ///
+    /// # Errors
+    /// What was tried and what the world said; [`exit_code`] gives the process's exit code for it.
+    fn run(self) -> anyhow::Result<ExitCode>;
+}
+
+/// An entry of the list of commands.
+struct Entry {
+    name: &'static str,
+    options: fn(Command) -> Command,
+    run: fn(&ArgMatches) -> anyhow::Result<ExitCode>,
+}
+
+const fn entry<C: Run>(name: &'static str) -> Entry {
+    fn run<C: Run>(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
+        C::from_arg_matches(matches)?.run()
+    }
+    Entry { name, options: C::augment_args, run: run::<C> }
+}
+
+/// The whole command line, as clap sees it.
+pub fn command() -> Command {
+    let empty = Command::new("millstream")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("A streaming dataflow engine for online machine learning")
+        .subcommand_required(true)
+        .arg_required_else_help(true);
+    COMMANDS.iter().fold(empty, |command, entry| command.subcommand((entry.options)(Command::new(entry.name))))
+}
+
+/// Runs the command that the process's arguments name.
+///
+/// # Errors
+/// What the command could not do.
+pub fn run() -> anyhow::Result<ExitCode> {
+    let matches = command().get_matches();
+    let Some((name, options)) = matches.subcommand() else { return Ok(ExitCode::SUCCESS) };
+    match COMMANDS.iter().find(|entry| entry.name == name) {
+        Some(entry) => (entry.run)(options),
+        None => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// The process's exit code for an error, by what a supervisor should do about it: 1 try again, 2 the topology is wrong,
+/// 3 records would be lost.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    for cause in error.chain() {
+        if cause.is::<Report>() {
+            return 2;
+        }
+        if let Some(SourceError::Gap { .. }) = cause.downcast_ref() {
+            return 3;
+        }
+    }
+    1
+}
+
+/// An error as the user sees it.
+pub fn describe(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<Report>() {
+        Some(report) => report.render(style()),
+        None => format!("error: {error:#}\n"),
+    }
+}
+
+/// How problems are shown on standard error.
+fn style() -> Style {
+    use std::io::IsTerminal;
+    match std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
+        true => Style::Terminal,
+        false => Style::Plain,
+    }
+}

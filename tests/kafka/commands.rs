@@ -1,0 +1,68 @@
+//! `millstream produce` and `millstream consume`, as a user runs them.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use super::*;
+
+fn millstream(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+    command.args(args).env("KAFKA_BROKERS", brokers()).output().unwrap()
+}
+
+fn stdout(output: Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn stderr(output: Output) -> String {
+    assert_eq!(output.status.code(), Some(1));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// A file with this text.
+fn file(name: &str, text: &str) -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    (folder, path.to_str().unwrap().to_owned())
+}
+
+#[test]
+fn files_come_out_of_the_topic_in_event_time_order() {
+    let topic = unique("commands");
+    let (_lines, lines) = file("a.jsonl", "{\"id\":1,\"at\":30}\n{\"id\":2,\"at\":10}\n");
+    let (_table, table) = file("b.csv", "id,at,note\n3,20,\"x, y\"\n4,40,NA\n");
+    let args = ["produce", &lines, &table, "--topic", &topic, "--create", "1", "--event-time", "at", "--unit", "s"];
+    let said = stdout(millstream(&[&args[..], &["--key", "id", "--null", "NA", "--json"]].concat()));
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&said["messages"], &said["partitions"]), (&4.into(), &1.into()));
+    assert_eq!(said["first_event_time"], "1970-01-01T00:00:10.000Z");
+
+    let shown = stdout(millstream(&["consume", &topic, "--until-end", "--json"]));
+    let shown: Vec<Value> = shown.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ids: Vec<&Value> = shown.iter().map(|message| &message["value"]["id"]).collect();
+    assert_eq!(ids, [2, 3, 1, 4]);
+    assert_eq!(shown[1]["key"], "3");
+    assert_eq!(shown[1]["value"]["note"], "x, y");
+    assert_eq!(shown[3]["value"].get("note"), None);
+
+    let shown = stdout(millstream(&["consume", &topic, "--from", "2", "--max", "1"]));
+    assert!(shown.starts_with("0/2  ") && shown.ends_with("  1  {\"id\":1,\"at\":30}\n"), "{shown}");
+    assert_eq!(stdout(millstream(&["consume", &topic, "--from", "end", "--until-end"])), "");
+}
+
+#[test]
+fn errors_say_what_to_do() {
+    let topic = unique("commands");
+    let (_folder, path) = file("a.jsonl", "{\"id\":1}\nnot json\n");
+    let said = stderr(millstream(&["produce", &path, "--topic", &topic]));
+    assert!(said.contains(&format!("topic `{topic}` does not exist")), "{said}");
+    let said = stderr(millstream(&["produce", &path, "--topic", &topic, "--create", "1", "--key", "id"]));
+    assert!(said.contains("a.jsonl:2: "), "{said}");
+    let said = stderr(millstream(&["consume", &topic, "--option", "debug=all"]));
+    assert!(said.contains("option `debug` can't be set"), "{said}");
+    let said = stderr(millstream(&["consume", &unique("never")]));
+    assert!(said.contains("does not exist"), "{said}");
+}
