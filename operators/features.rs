@@ -1,10 +1,36 @@
 //! Feature groups: aggregates by entity key over windows of event time, read as of any event's time.
+//!
+//! ```text
+//!   updates (the group's input) ──▶ ┌──────────────┐ ──▶ published features, a row for each key changed in the epoch
+//!   rows of a vector's spine ─────▶ │ FeatureGroup │ ──▶ the same rows with the group's features as of their time
+//!   rows of another vector ───────▶ └──────────────┘ ──▶ ...
+//! ```
+//!
+//! [`FeatureGroup`] is the operator (`group`); `definition` compiles a [`GroupConfig`] for it; `incoming` makes a batch
+//! ready; `entity` is the state of one key: a `ring` of events under sliding `windows`, summed up ([`summary`]) without
+//! drift ([`wide`]), and the values of `as_of` lookups. [`aggregates`] is the family of functions; `answers` builds the
+//! columns.
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::units::Millis;
+
+pub mod aggregates;
+mod answers;
+mod as_of;
+mod definition;
+mod entity;
+mod group;
+mod incoming;
+mod ring;
+pub mod summary;
+pub mod wide;
+mod windows;
+
+pub use aggregates::{AggregateFunction, Op};
+pub use group::{FeatureGroup, Reader};
 
 /// A feature group: what is remembered for each key, and the features that follow from it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -20,12 +46,13 @@ pub struct GroupConfig {
     /// As-of lookups: the latest value of a column at or before the reader's time. The feature is named like the entry.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
     pub as_of: IndexMap<String, AsOf>,
-    /// Cuts every window into this many tiles: an event leaves with its tile, memory per key is bounded, and a window
-    /// of length w spans between w - w/tiles and w. Default: exact windows `(t - w, t]`, whose memory grows with the
-    /// events in the longest window.
+    /// Cuts every window into this many tiles, aligned to 1970: an event leaves with its tile, memory per key is bounded,
+    /// and a window of length w spans between w - w/tiles and w. Default: exact windows `(t - w, t]`, whose memory grows
+    /// with the events in the longest window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tiles: Option<u32>,
-    /// A key without an event for this long, in event time, is forgotten. Default: the longest window, at least 1d.
+    /// A key without an event for this long, in event time, is forgotten. At least the longest window and age. Default:
+    /// that, at least 1d.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Millis>,
     /// Whether the group's features are served by the online store.
@@ -38,12 +65,13 @@ fn yes() -> bool {
 }
 
 /// Some aggregates of one value over some windows. Names of the features: `{as}_{op}_{window}`, where `as` is by default
-/// `of` (which must then be a plain column) and is left out, with its `_`, for a plain count.
+/// `of` (which must then be a plain column) and is left out, with its `_`, without `of`. The window is written with its
+/// largest unit, but a day as `24h`: `amount_mean_1h`, `amount_mean_24h`, `count_7d`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Aggregate {
-    /// SQL expression that gives the value, a number or a boolean; null values are left out. Only `count` and
-    /// `time_since_last` do without.
+    /// SQL expression that gives the value, a number or a boolean (true is 1, false 0). Null, NaN, infinite values and
+    /// those beyond ±1e100 are left out. Only `count` and `time_since_last` do without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub of: Option<String>,
     /// SQL condition: only rows for which it is true count.
@@ -62,30 +90,11 @@ pub struct Aggregate {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AsOf {
-    /// The column: any type.
+    /// The column: a boolean, number, text, date or timestamp. Nulls are passed over: the latest value there was.
     pub column: String,
     /// A value older than this is null.
     pub max_age: Millis,
 }
 
-/// An aggregate over the values in a window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Op {
-    /// Number of rows (of non-null values, with `of`). 0 in an empty window.
-    Count,
-    /// Sum; null in an empty window.
-    Sum,
-    /// Arithmetic mean; null in an empty window.
-    Mean,
-    /// Smallest value; null in an empty window.
-    Min,
-    /// Largest value; null in an empty window.
-    Max,
-    /// Population standard deviation; null in an empty window.
-    Stddev,
-    /// The latest value by event time; null in an empty window.
-    Last,
-    /// Seconds since the latest row; null in an empty window.
-    TimeSinceLast,
-}
+#[cfg(test)]
+mod tests;

@@ -3,8 +3,10 @@
 //! The text joins the columns' values with `|` (a `|` or `\` inside a value is escaped by `\`), so it is also what a
 //! reader of the online store writes: `JFK`, `AA|JFK`.
 
-use arrow::array::{Array, AsArray};
-use arrow::datatypes::{DataType, Int8Type, Int16Type, Int32Type, Int64Type, UInt32Type, UInt64Type};
+use std::io::Write;
+
+use arrow::array::{Array, AsArray, Int64Array, StringArray};
+use arrow::datatypes::{DataType, Int64Type};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 
 use crate::batch::Batch;
@@ -41,56 +43,114 @@ impl KeyColumns {
 
     /// Calls `each(row, key)` for every row; `None` when a column of the key is null.
     pub fn for_each(&self, batch: &Batch, mut each: impl FnMut(usize, Option<&[u8]>)) {
+        let columns: Vec<Column<'_>> = self.indices.iter().map(|i| Column::new(batch.records.column(*i))).collect();
         let mut text = Vec::with_capacity(32);
-        let columns: Vec<&dyn Array> = self.indices.iter().map(|i| batch.records.column(*i).as_ref()).collect();
         for row in 0..batch.len() {
-            text.clear();
-            let mut complete = true;
-            for (n, column) in columns.iter().enumerate() {
-                if column.is_null(row) {
-                    complete = false;
-                    break;
-                }
-                if n > 0 {
-                    text.push(b'|');
-                }
-                write_value(*column, row, &mut text);
+            // The usual key: one column whose text stands there as it is.
+            if let [Column::Text(texts)] = columns.as_slice()
+                && texts.is_valid(row)
+                && !needs_escape(texts.value(row).as_bytes())
+            {
+                each(row, Some(texts.value(row).as_bytes()));
+                continue;
             }
+            text.clear();
+            let complete = columns.iter().enumerate().all(|(n, column)| {
+                if n > 0 {
+                    text.push(SEPARATOR);
+                }
+                column.write(row, &mut text)
+            });
             each(row, complete.then_some(text.as_slice()));
         }
     }
+
+    /// True when a row of `batch` may have a null in its key.
+    pub fn has_nulls(&self, batch: &Batch) -> bool {
+        self.indices.iter().any(|i| batch.records.column(*i).null_count() > 0)
+    }
 }
 
-/// The text of one value, as it stands in a key.
-fn write_value(column: &dyn Array, row: usize, text: &mut Vec<u8>) {
-    use std::io::Write;
-    let integer = match column.data_type() {
-        DataType::Utf8 => {
-            for byte in column.as_string::<i32>().value(row).bytes() {
-                if byte == b'|' || byte == b'\\' {
-                    text.push(b'\\');
+const SEPARATOR: u8 = b'|';
+const ESCAPE: u8 = b'\\';
+
+fn needs_escape(text: &[u8]) -> bool {
+    text.iter().any(|byte| *byte == SEPARATOR || *byte == ESCAPE)
+}
+
+/// A column of a key with its type found once a batch.
+enum Column<'a> {
+    Text(&'a StringArray),
+    Int64(&'a Int64Array),
+    Other(&'a dyn Array),
+}
+
+impl<'a> Column<'a> {
+    fn new(array: &'a dyn Array) -> Self {
+        match array.data_type() {
+            DataType::Utf8 => Column::Text(array.as_string()),
+            DataType::Int64 => Column::Int64(array.as_primitive::<Int64Type>()),
+            _ => Column::Other(array),
+        }
+    }
+
+    /// Appends the text of a value; false when it is null.
+    fn write(&self, row: usize, text: &mut Vec<u8>) -> bool {
+        match self {
+            Column::Text(texts) if texts.is_valid(row) => {
+                let value = texts.value(row).as_bytes();
+                if !needs_escape(value) {
+                    text.extend_from_slice(value);
+                    return true;
                 }
-                text.push(byte);
+                for byte in value {
+                    if needs_escape(&[*byte]) {
+                        text.push(ESCAPE);
+                    }
+                    text.push(*byte);
+                }
             }
-            return;
-        }
-        DataType::Int64 => Some(column.as_primitive::<Int64Type>().value(row)),
-        DataType::Int32 => Some(column.as_primitive::<Int32Type>().value(row) as i64),
-        DataType::Int16 => Some(column.as_primitive::<Int16Type>().value(row) as i64),
-        DataType::Int8 => Some(column.as_primitive::<Int8Type>().value(row) as i64),
-        DataType::UInt32 => Some(column.as_primitive::<UInt32Type>().value(row) as i64),
-        DataType::UInt64 => {
-            write!(text, "{}", column.as_primitive::<UInt64Type>().value(row)).expect("a Vec takes every write");
-            return;
-        }
-        _ => None,
-    };
-    match integer {
-        Some(value) => write!(text, "{value}").expect("a Vec takes every write"),
-        None => {
-            if let Ok(formatter) = ArrayFormatter::try_new(column, &FormatOptions::default()) {
+            Column::Int64(column) if column.is_valid(row) => {
+                write!(text, "{}", column.value(row)).expect("a Vec takes every write");
+            }
+            Column::Other(array) if array.is_valid(row) => {
+                let Ok(formatter) = ArrayFormatter::try_new(*array, &FormatOptions::default()) else { return false };
                 write!(text, "{}", formatter.value(row)).expect("a Vec takes every write");
             }
+            _ => return false,
         }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Row;
+    use arrow::array::{ArrayRef, BooleanArray, Int16Array, RecordBatch};
+    use std::sync::Arc;
+
+    fn keys(columns: Vec<ArrayRef>) -> Vec<Option<String>> {
+        let names = ["a", "b", "c", "d"];
+        let records = RecordBatch::try_from_iter(names.into_iter().zip(columns.clone())).unwrap();
+        let row = Row { source: 0, partition: 0, offset: 0, event_time: 0, arrived_micros: 0 };
+        let batch = Batch::new(records, vec![row; columns[0].len()]);
+        let mut keys = Vec::new();
+        let key_columns = KeyColumns::new((0..columns.len()).collect());
+        key_columns.for_each(&batch, |_, key| keys.push(key.map(|key| String::from_utf8(key.to_vec()).unwrap())));
+        assert_eq!(key_columns.has_nulls(&batch), keys.contains(&None));
+        keys
+    }
+
+    #[test]
+    fn a_key_is_the_text_of_its_columns() {
+        let text: ArrayRef = Arc::new(StringArray::from(vec![Some("AA"), None, Some("a|b\\c"), Some("")]));
+        assert_eq!(keys(vec![text.clone()]), [Some("AA".into()), None, Some("a\\|b\\\\c".into()), Some("".into())]);
+        let number: ArrayRef = Arc::new(Int64Array::from(vec![Some(-1), Some(2), Some(i64::MAX), None]));
+        let expected = [Some("AA|-1".into()), None, Some("a\\|b\\\\c|9223372036854775807".into()), None];
+        assert_eq!(keys(vec![text, number]), expected);
+        let flag: ArrayRef = Arc::new(BooleanArray::from(vec![true, false]));
+        let small: ArrayRef = Arc::new(Int16Array::from(vec![Some(7), None]));
+        assert_eq!(keys(vec![flag, small]), [Some("true|7".into()), None]);
     }
 }

@@ -23,6 +23,7 @@ pub mod key;
 pub mod kinds;
 pub mod operator;
 pub mod prepare;
+pub mod quality;
 pub mod reject;
 pub mod schema;
 pub mod score;

@@ -42,6 +42,23 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason, in the order of its declaration: `Reason::ALL[reason as usize] == reason`.
+    pub const ALL: [Reason; 13] = [
+        Reason::Malformed,
+        Reason::NoValue,
+        Reason::MissingField,
+        Reason::WrongType,
+        Reason::UnknownField,
+        Reason::OutOfRange,
+        Reason::CheckFailed,
+        Reason::BadEventTime,
+        Reason::Late,
+        Reason::MissingKey,
+        Reason::ExpressionFailed,
+        Reason::ModelFailed,
+        Reason::TooLarge,
+    ];
+
     /// The label in headers and metrics.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -26,11 +26,42 @@ pub enum StateError {
     Unexpected,
 }
 
+/// A key's bytes: short keys stay inside the slot, so that a lookup needs no further memory access.
+enum KeyBytes {
+    Inline { length: u8, bytes: [u8; INLINE_KEY] },
+    Heap(Box<[u8]>),
+}
+
+/// Longest key kept inside its slot; with the length and the variant it fills 24 bytes, as much as the boxed one needs.
+const INLINE_KEY: usize = 22;
+
+impl KeyBytes {
+    fn new(key: &[u8]) -> Self {
+        if key.len() > INLINE_KEY {
+            return KeyBytes::Heap(key.into());
+        }
+        let mut bytes = [0; INLINE_KEY];
+        bytes[..key.len()].copy_from_slice(key);
+        KeyBytes::Inline { length: key.len() as u8, bytes }
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            KeyBytes::Inline { length, bytes } => &bytes[..*length as usize],
+            KeyBytes::Heap(bytes) => bytes,
+        }
+    }
+}
+
 struct Slot<S> {
-    key: Box<[u8]>,
     hash: u64,
+    key: KeyBytes,
     state: S,
 }
+
+/// The place of a key's state, valid until the key is removed: a row looks its key up once and then goes by its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place(u32);
 
 /// A map from entity keys to states of type `S`, cut into key groups.
 ///
@@ -47,17 +78,25 @@ pub struct KeyedState<S> {
     slots: Vec<Vec<Option<Slot<S>>>>,
     free: VecDeque<u32>,
     len: usize,
+    /// Where the next [`sweep`](KeyedState::sweep) goes on.
+    swept: usize,
 }
 
 const CHUNK: usize = 1024;
 
-impl<S: Default> Default for KeyedState<S> {
+/// The hash by which a key group's table spreads its keys. The top byte of a key's hash is the group, so it is the same
+/// for all of them; the table takes its tags from there and would find every key alike.
+fn within_group(hash: u64) -> u64 {
+    hash ^ (hash << 8)
+}
+
+impl<S> Default for KeyedState<S> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<S: Default> KeyedState<S> {
+impl<S> KeyedState<S> {
     /// Empty state.
     pub fn new() -> Self {
         KeyedState {
@@ -65,6 +104,7 @@ impl<S: Default> KeyedState<S> {
             slots: Vec::new(),
             free: VecDeque::new(),
             len: 0,
+            swept: 0,
         }
     }
 
@@ -80,40 +120,63 @@ impl<S: Default> KeyedState<S> {
 
     fn slot(&self, at: u32) -> &Slot<S> {
         let slot = &self.slots[at as usize / CHUNK][at as usize % CHUNK];
-        slot.as_ref().expect("the index names occupied slots only")
+        slot.as_ref().expect("a place names an occupied slot")
     }
 
-    fn find(&self, hash: u64, key: &[u8]) -> Option<u32> {
-        let found = self.index[key_group(hash) as usize].find(hash, |at| {
+    /// The place of `key`, whose [`hash`](crate::key::hash) the caller has, if there is one.
+    pub fn find(&self, hash: u64, key: &[u8]) -> Option<Place> {
+        let found = self.index[key_group(hash) as usize].find(within_group(hash), |at| {
             let slot = self.slot(*at);
-            slot.hash == hash && *slot.key == *key
+            slot.hash == hash && slot.key.as_slice() == key
         });
-        found.copied()
+        found.copied().map(Place)
+    }
+
+    /// The place of `key`, whose [`hash`](crate::key::hash) the caller has; a new key starts with `new()`.
+    pub fn find_or_insert(&mut self, hash: u64, key: &[u8], new: impl FnOnce() -> S) -> Place {
+        match self.find(hash, key) {
+            Some(place) => place,
+            None => self.insert(hash, key, new()),
+        }
+    }
+
+    /// The state at a place.
+    ///
+    /// # Panics
+    /// If its key was removed.
+    pub fn at(&self, place: Place) -> &S {
+        &self.slot(place.0).state
+    }
+
+    /// The state at a place, for change.
+    ///
+    /// # Panics
+    /// If its key was removed.
+    pub fn at_mut(&mut self, place: Place) -> &mut S {
+        let slot = self.slots[place.0 as usize / CHUNK][place.0 as usize % CHUNK].as_mut();
+        &mut slot.expect("a place names an occupied slot").state
+    }
+
+    /// The key at a place.
+    ///
+    /// # Panics
+    /// If it was removed.
+    pub fn key_at(&self, place: Place) -> &[u8] {
+        self.slot(place.0).key.as_slice()
     }
 
     /// The state of `key`, if there is one.
     pub fn get(&self, key: &[u8]) -> Option<&S> {
-        self.find(hash(key), key).map(|at| &self.slot(at).state)
+        self.find(hash(key), key).map(|place| self.at(place))
     }
 
     /// The state of `key` for change, if there is one.
     pub fn get_mut(&mut self, key: &[u8]) -> Option<&mut S> {
-        let at = self.find(hash(key), key)?;
-        self.slots[at as usize / CHUNK][at as usize % CHUNK].as_mut().map(|slot| &mut slot.state)
+        let place = self.find(hash(key), key)?;
+        Some(self.at_mut(place))
     }
 
-    /// The state of `key`; a new key starts with `S::default()`.
-    pub fn entry(&mut self, key: &[u8]) -> &mut S {
-        let hash = hash(key);
-        let at = match self.find(hash, key) {
-            Some(at) => at,
-            None => self.insert(hash, key),
-        };
-        let slot = self.slots[at as usize / CHUNK][at as usize % CHUNK].as_mut();
-        &mut slot.expect("found or just inserted").state
-    }
-
-    fn insert(&mut self, hash: u64, key: &[u8]) -> u32 {
+    fn insert(&mut self, hash: u64, key: &[u8], state: S) -> Place {
         let at = match self.free.pop_front() {
             Some(at) => at,
             None => {
@@ -126,36 +189,45 @@ impl<S: Default> KeyedState<S> {
                 ((chunks - 1) * CHUNK + chunk.len() - 1) as u32
             }
         };
-        self.slots[at as usize / CHUNK][at as usize % CHUNK] =
-            Some(Slot { key: key.into(), hash, state: S::default() });
+        self.slots[at as usize / CHUNK][at as usize % CHUNK] = Some(Slot { hash, key: KeyBytes::new(key), state });
         let slots = &self.slots;
         let hash_of = |at: &u32| {
-            slots[*at as usize / CHUNK][*at as usize % CHUNK]
-                .as_ref()
-                .expect("the index names occupied slots only")
-                .hash
+            let slot = slots[*at as usize / CHUNK][*at as usize % CHUNK].as_ref();
+            within_group(slot.expect("the index names occupied slots only").hash)
         };
-        self.index[key_group(hash) as usize].insert_unique(hash, at, hash_of);
+        self.index[key_group(hash) as usize].insert_unique(within_group(hash), at, hash_of);
         self.len += 1;
-        at
+        Place(at)
     }
 
     /// Every key and its state, in no fixed order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &S)> {
-        self.slots.iter().flatten().flatten().map(|slot| (&*slot.key, &slot.state))
+        self.slots.iter().flatten().flatten().map(|slot| (slot.key.as_slice(), &slot.state))
     }
 
     /// Keeps the keys for which `keep` says true; gives the number of keys removed.
-    pub fn retain(&mut self, mut keep: impl FnMut(&[u8], &mut S) -> bool) -> usize {
+    pub fn retain(&mut self, keep: impl FnMut(&[u8], &mut S) -> bool) -> usize {
+        let all = self.slots.iter().map(Vec::len).sum();
+        self.swept = 0;
+        self.sweep(all, keep)
+    }
+
+    /// Like [`retain`](KeyedState::retain) for the next `slots` slots only, round and round: many small sweeps see every
+    /// key without a pause that grows with their number.
+    pub fn sweep(&mut self, slots: usize, mut keep: impl FnMut(&[u8], &mut S) -> bool) -> usize {
+        let all: usize = self.slots.iter().map(Vec::len).sum();
         let mut removed = 0;
-        for at in 0..self.slots.iter().map(Vec::len).sum::<usize>() {
+        for _ in 0..slots.min(all) {
+            let at = if self.swept < all { self.swept } else { 0 };
+            self.swept = at + 1;
             let place = &mut self.slots[at / CHUNK][at % CHUNK];
             let Some(slot) = place else { continue };
-            if keep(&slot.key, &mut slot.state) {
+            if keep(slot.key.as_slice(), &mut slot.state) {
                 continue;
             }
             let hash = slot.hash;
-            if let Ok(entry) = self.index[key_group(hash) as usize].find_entry(hash, |other| *other as usize == at) {
+            let table = &mut self.index[key_group(hash) as usize];
+            if let Ok(entry) = table.find_entry(within_group(hash), |other| *other as usize == at) {
                 entry.remove();
             }
             *place = None;
@@ -167,10 +239,18 @@ impl<S: Default> KeyedState<S> {
     }
 }
 
+impl<S: Default> KeyedState<S> {
+    /// The state of `key`; a new key starts with `S::default()`.
+    pub fn entry(&mut self, key: &[u8]) -> &mut S {
+        let place = self.find_or_insert(hash(key), key, S::default);
+        self.at_mut(place)
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Saved<K, S>(K, S);
 
-impl<S: Default + Serialize + DeserializeOwned> KeyedState<S> {
+impl<S: Serialize + DeserializeOwned> KeyedState<S> {
     /// Gives every non-empty key group as bytes; keys in byte order, so equal state gives equal bytes.
     pub fn save(&self, give: &mut dyn FnMut(u16, Vec<u8>)) {
         for (group, index) in self.index.iter().enumerate() {
@@ -178,8 +258,9 @@ impl<S: Default + Serialize + DeserializeOwned> KeyedState<S> {
                 continue;
             }
             let mut slots: Vec<&Slot<S>> = index.iter().map(|at| self.slot(*at)).collect();
-            slots.sort_by(|a, b| a.key.cmp(&b.key));
-            let rows: Vec<Saved<&[u8], &S>> = slots.iter().map(|slot| Saved(&*slot.key, &slot.state)).collect();
+            slots.sort_by(|a, b| a.key.as_slice().cmp(b.key.as_slice()));
+            let rows: Vec<Saved<&[u8], &S>> =
+                slots.iter().map(|slot| Saved(slot.key.as_slice(), &slot.state)).collect();
             let bytes = postcard::to_allocvec(&rows).expect("state types serialize into memory");
             give(group as u16, bytes);
         }
@@ -190,11 +271,91 @@ impl<S: Default + Serialize + DeserializeOwned> KeyedState<S> {
     /// # Errors
     /// If the bytes do not decode.
     pub fn load(&mut self, group: u16, bytes: &[u8]) -> Result<(), StateError> {
-        let rows: Vec<Saved<Vec<u8>, S>> = postcard::from_bytes(bytes)
-            .map_err(|error| StateError::Corrupt { key_group: group, detail: error.to_string() })?;
+        self.load_checked(group, bytes, |_| Ok(()))
+    }
+
+    /// Like [`load`](KeyedState::load), for states whose shape depends on the operator's definition: `check` says what is
+    /// wrong with one that was saved under another definition.
+    ///
+    /// # Errors
+    /// If the bytes do not decode, or at the first state that does not pass the check.
+    pub fn load_checked(
+        &mut self,
+        group: u16,
+        bytes: &[u8],
+        check: impl Fn(&S) -> Result<(), String>,
+    ) -> Result<(), StateError> {
+        let corrupt = |detail| StateError::Corrupt { key_group: group, detail };
+        let rows: Vec<Saved<Vec<u8>, S>> = postcard::from_bytes(bytes).map_err(|error| corrupt(error.to_string()))?;
         for Saved(key, state) in rows {
-            *self.entry(&key) = state;
+            check(&state).map_err(corrupt)?;
+            let hash = hash(&key);
+            match self.find(hash, &key) {
+                Some(place) => *self.at_mut(place) = state,
+                None => {
+                    self.insert(hash, &key, state);
+                }
+            }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_any_length_are_kept_apart() {
+        let mut state: KeyedState<usize> = KeyedState::new();
+        let keys: Vec<String> = (0..60).map(|n| "x".repeat(n)).collect();
+        for key in &keys {
+            *state.entry(key.as_bytes()) = key.len();
+        }
+        assert_eq!(state.len(), 60);
+        for key in &keys {
+            assert_eq!(state.get(key.as_bytes()), Some(&key.len()));
+            let place = state.find(hash(key.as_bytes()), key.as_bytes()).unwrap();
+            assert_eq!(state.key_at(place), key.as_bytes());
+        }
+    }
+
+    #[test]
+    fn small_sweeps_see_every_key_and_its_slot_is_used_again() {
+        let mut state: KeyedState<u32> = KeyedState::new();
+        for n in 0..3000u32 {
+            *state.entry(&n.to_le_bytes()) = n;
+        }
+        let removed: usize = (0..31).map(|_| state.sweep(100, |_, n| *n % 3 != 0)).sum();
+        assert_eq!((removed, state.len()), (1000, 2000));
+        assert_eq!(state.get(&3u32.to_le_bytes()), None);
+        assert_eq!(state.get(&4u32.to_le_bytes()), Some(&4));
+        *state.entry(b"new") = 7;
+        assert_eq!((state.len(), state.get(b"new")), (2001, Some(&7)));
+        assert_eq!(state.iter().count(), 2001);
+    }
+
+    #[test]
+    fn saved_state_is_equal_whatever_the_order_of_keys() {
+        let mut one: KeyedState<u32> = KeyedState::new();
+        let mut other: KeyedState<u32> = KeyedState::new();
+        for n in 0..500u32 {
+            *one.entry(format!("k{n}").as_bytes()) = n;
+            *other.entry(format!("k{}", 499 - n).as_bytes()) = 499 - n;
+        }
+        let saved = |state: &KeyedState<u32>| {
+            let mut all = Vec::new();
+            state.save(&mut |group, bytes| all.push((group, bytes)));
+            all
+        };
+        assert_eq!(saved(&one), saved(&other));
+        let mut back: KeyedState<u32> = KeyedState::new();
+        for (group, bytes) in saved(&one) {
+            back.load(group, &bytes).unwrap();
+        }
+        assert_eq!(saved(&back), saved(&one));
+        assert!(matches!(back.load(3, &[9, 9, 9]), Err(StateError::Corrupt { key_group: 3, .. })));
+        let refused = back.load_checked(0, &saved(&one)[0].1, |_| Err("of another shape".into()));
+        assert!(refused.is_err());
     }
 }

@@ -1,18 +1,39 @@
 //! The command line: one file a command, and the list of them.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 
+use crate::plan::Plan;
 use crate::sources::SourceError;
+use crate::topology::Topology;
+use crate::topology::file::File;
 use crate::topology::problem::{Report, Style};
 
 mod broker;
+mod check;
 mod consume;
+mod graph;
+mod kinds;
 mod produce;
+mod reference;
+mod run;
+mod schema;
+
+pub use reference::{Family, KindPage, families, reference, schema_text};
 
 /// Every command, in the order of the help.
-const COMMANDS: &[Entry] = &[entry::<produce::Produce>("produce"), entry::<consume::Consume>("consume")];
+const COMMANDS: &[Entry] = &[
+    entry::<check::Check>("check"),
+    entry::<consume::Consume>("consume"),
+    entry::<graph::Graph>("graph"),
+    entry::<kinds::Kinds>("kinds"),
+    entry::<produce::Produce>("produce"),
+    entry::<run::ReplayArgs>("replay"),
+    entry::<run::RunArgs>("run"),
+    entry::<schema::Schema>("schema"),
+];
 
 /// A command: its options, and what it does. The doc comment of the options is its help.
 trait Run: Args + FromArgMatches {
@@ -89,4 +110,37 @@ fn style() -> Style {
         true => Style::Terminal,
         false => Style::Plain,
     }
+}
+
+/// The folder that a topology's relative paths start from: the file's.
+fn folder_of(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Reads the topology in `path` and the folder that its relative paths start from.
+///
+/// # Errors
+/// A [`Report`] of everything that keeps it from running.
+pub fn load(path: &Path) -> anyhow::Result<(Topology, PathBuf)> {
+    let file = File::open(path);
+    let folder = folder_of(path);
+    let errors = match &file.topology {
+        Some(topology) => Plan::around(topology, &folder, &file.doubtful).err().unwrap_or_default(),
+        None => Vec::new(),
+    };
+    match file.topology {
+        Some(ref topology) if file.is_whole() && errors.is_empty() => Ok((topology.clone(), folder)),
+        _ => Err(file.report(&errors, &[]).into()),
+    }
+}
+
+/// The plan of a topology that was read from `path` and perhaps changed by options since.
+///
+/// # Errors
+/// A [`Report`] of everything that keeps it from running, at its places in the file.
+pub fn plan(topology: &Topology, folder: &Path, path: &Path) -> anyhow::Result<Plan> {
+    Plan::new(topology, folder).map_err(|errors| File::open(path).report(&errors, &[]).into())
 }

@@ -4,7 +4,9 @@
 
 pub mod checkpoint;
 pub mod cli;
+pub mod display;
 pub mod encode;
+pub mod graph;
 pub mod http;
 pub mod kafka;
 pub mod logs;
@@ -12,9 +14,12 @@ pub mod metrics;
 pub mod models;
 pub mod offline;
 pub mod online;
+pub mod plan;
 pub mod provenance;
 pub mod replay;
 pub mod runtime;
 pub mod sinks;
+pub mod slow;
 pub mod sources;
+pub mod summary;
 pub mod topology;

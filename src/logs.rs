@@ -9,7 +9,7 @@ pub const VARIABLE: &str = "MILLSTREAM_LOG";
 
 /// Starts logging, once a process; later calls change nothing.
 pub fn start() {
-    let filter = EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_| EnvFilter::new("error,millstream=info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match std::io::stderr().is_terminal() {
         true => log.compact().with_target(false).try_init(),

@@ -52,6 +52,14 @@ fn every() -> Millis {
     Millis(60_000)
 }
 
+/// Whether a table can keep the columns of `stream`: the stream's own and its provenance.
+///
+/// # Errors
+/// The first column that it can't keep, and why.
+pub fn check_columns(table: &str, stream: &arrow::datatypes::Schema) -> Result<(), OfflineError> {
+    columns::stored_schema(table, stream).map(drop)
+}
+
 /// What a start of the job finds of an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begin {

@@ -1,7 +1,22 @@
-//! The runtime: timely lives here and in the slow lane, nowhere else.
+//! The runtime: how a plan runs. Timely lives here and in the slow lane, nowhere else.
+//!
+//! [`job`] is a job from start to end, [`crew`] its workers, [`dataflow`] what a worker builds, [`connect`] an operator's
+//! place in it, [`input`] and [`output`] its borders.
 
+pub mod board;
+pub mod clock;
 pub mod connect;
+pub mod crew;
+pub mod dataflow;
+pub mod failure;
+pub mod input;
+pub mod job;
+pub mod lanes;
 pub mod meter;
+pub mod output;
 pub mod route;
+pub mod seeds;
 pub mod shared;
+pub mod signals;
 pub mod time;
+pub mod worker;

@@ -107,6 +107,18 @@ pub trait SinkWriter: Send {
     }
 }
 
+impl SinkKind {
+    /// What opens writers of the sink.
+    pub fn target(&self) -> &dyn SinkTarget {
+        match self {
+            SinkKind::Kafka(kafka) => kafka,
+            SinkKind::File(file) => file,
+            SinkKind::Stdout(stdout) => stdout,
+            SinkKind::Memory(memory) => memory,
+        }
+    }
+}
+
 /// What a sink needs to open a writer.
 pub struct Open {
     /// The sink's name in the topology.

@@ -21,6 +21,7 @@ use crate::sources::SourceKind;
 
 mod build;
 pub mod file;
+mod history;
 pub mod problem;
 mod reader;
 mod tree;

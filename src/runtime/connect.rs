@@ -17,6 +17,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use millstream_operators::batch::Batch;
 use millstream_operators::operator::{Operator, Outputs};
@@ -30,9 +31,10 @@ use timely::dataflow::operators::generic::OutputBuilderSession;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::progress::frontier::MutableAntichain;
 
-use super::meter::NodeMeter;
+use super::meter::{Meters, NodeMeter};
+use super::output::Output;
 use super::route::{Edge, Parcel, Routing, route};
-use super::shared::{Gates, Watermarks};
+use super::shared::{Gates, PositionLog, Watermarks};
 use super::time::{LAST_TICK, epoch_of, time};
 
 /// When the rows of the open epoch are processed.
@@ -43,6 +45,9 @@ pub enum Order {
     /// When their tick is complete on all workers, all ports together: bounded runs.
     Ticks,
 }
+
+/// Operators of a worker by name.
+pub type Kept<O> = Rc<RefCell<Vec<(Arc<str>, Rc<RefCell<O>>)>>>;
 
 /// What a worker's operators share.
 #[derive(Clone)]
@@ -57,8 +62,16 @@ pub struct Context {
     pub watermarks: Arc<Watermarks>,
     /// What holds the sources back.
     pub gates: Arc<Gates>,
+    /// The newest epoch that any source has ended with: final when all sources have ended.
+    pub last_epoch: Arc<AtomicU64>,
+    /// What the job counts.
+    pub meters: Arc<Meters>,
+    /// Positions at the ends of epochs.
+    pub positions: Arc<PositionLog>,
     /// The operators, kept so that their state can be saved when the dataflow has ended.
-    pub nodes: Rc<RefCell<Vec<(Arc<str>, Rc<RefCell<dyn Operator>>)>>>,
+    pub nodes: Kept<dyn Operator>,
+    /// The sinks' ends among them, kept for their positions.
+    pub outputs: Kept<Output>,
     /// Activators of operators that must be looked at from time to time (writers that wait for the world).
     pub polled: Rc<RefCell<Vec<timely::scheduling::Activator>>>,
 }
@@ -130,7 +143,7 @@ pub fn connect<'scope>(
             for (port, input) in &mut exchanged {
                 input.for_each(|capability, parcels| {
                     let rows: usize = parcels.iter().map(|parcel| parcel.batch.len()).sum();
-                    gates.rows_in_flight.fetch_sub(rows as i64, std::sync::atomic::Ordering::Relaxed);
+                    gates.rows_in_flight.fetch_sub(rows as i64, Ordering::Relaxed);
                     placed.take(*port, &capability, parcels, &mut sessions)
                 });
             }
@@ -164,6 +177,7 @@ struct Placed {
     closing: Vec<Capability<u64>>,
     given: Outputs,
     watermarks: Arc<Watermarks>,
+    last_epoch: Arc<AtomicU64>,
     meter: NodeMeter,
 }
 
@@ -177,7 +191,8 @@ impl Placed {
             closing: Vec::new(),
             given: Outputs::new(node.outputs),
             watermarks: context.watermarks.clone(),
-            meter: NodeMeter::new(&node.name),
+            last_epoch: context.last_epoch.clone(),
+            meter: NodeMeter::new(&node.name, &context.meters, context.worker),
             operator: node.operator,
         }
     }
@@ -205,7 +220,7 @@ impl Placed {
                 operator.process(port, parcel.batch, &mut self.given);
             }
             drop(operator);
-            give(&mut self.given, &mut self.meter, sessions, |_| capability);
+            give(&mut self.given, &self.meter, sessions, |_| capability);
             return;
         }
         let outputs = self.closing.len();
@@ -230,8 +245,8 @@ impl Placed {
                 operator.close_epoch(self.open, &mut self.given);
                 self.meter.state(operator.state_size());
             }
-            give(&mut self.given, &mut self.meter, sessions, |output| &self.closing[output]);
-            if frontier.is_none() && self.held.is_empty() {
+            give(&mut self.given, &self.meter, sessions, |output| &self.closing[output]);
+            if frontier.is_none() && self.held.is_empty() && self.open >= self.last_epoch.load(Ordering::Acquire) {
                 self.closing.clear();
                 return;
             }
@@ -264,7 +279,7 @@ impl Placed {
                 }
             }
             drop(operator);
-            give(&mut self.given, &mut self.meter, sessions, |output| &capabilities[output]);
+            give(&mut self.given, &self.meter, sessions, |output| &capabilities[output]);
         }
     }
 }
@@ -272,7 +287,7 @@ impl Placed {
 /// Sends what the operator gave, at the time of a capability of each output.
 fn give<'a, C>(
     given: &mut Outputs,
-    meter: &mut NodeMeter,
+    meter: &NodeMeter,
     sessions: &mut [Session<'_>],
     capability: impl Fn(usize) -> &'a C,
 ) where
@@ -284,7 +299,7 @@ fn give<'a, C>(
         }
         let mut parcels: Vec<Parcel> = Vec::with_capacity(batches.len());
         for batch in batches.drain(..) {
-            meter.records_out(port, batch.len());
+            meter.records_out(batch.len());
             parcels.push(Parcel { worker: 0, batch });
         }
         sessions[port].session(capability(port)).give_container(&mut parcels);

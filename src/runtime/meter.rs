@@ -1,58 +1,161 @@
-//! What a node counts: records in and out, rejects, drops.
+//! What a job counts, in one place: atomics that workers add to once a batch, read by the metrics, the progress display
+//! and the closing summary. Conservation is checked on them: in = out + rejected + filtered + late.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
+use hdrhistogram::Histogram;
 use millstream_operators::operator::Outputs;
+use millstream_operators::reject::Reason;
+use millstream_operators::{Batch, EventTime};
 
-/// Totals of a job, by node: what the closing summary and the conservation check read.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct NodeTotals {
+use crate::sinks::Records;
+
+/// Counters of a node, all workers together.
+#[derive(Debug, Default)]
+pub struct NodeCounters {
     /// Records taken.
-    pub records_in: u64,
-    /// Records given, by output port.
-    pub records_out: BTreeMap<usize, u64>,
-    /// Rejects, by reason.
-    pub rejects: BTreeMap<&'static str, u64>,
+    pub records_in: AtomicU64,
+    /// Records given, all ports together.
+    pub records_out: AtomicU64,
+    /// Rejects, by [`Reason::ALL`].
+    pub rejects: [AtomicU64; Reason::ALL.len()],
     /// Records dropped by a filter.
-    pub filtered: u64,
+    pub filtered: AtomicU64,
     /// Records dropped because they were late.
-    pub late: u64,
+    pub late: AtomicU64,
+    /// Keys and bytes of state, by worker.
+    pub state: Mutex<BTreeMap<usize, (u64, u64)>>,
 }
 
-/// Totals by node's name, of all workers.
-pub type Totals = Arc<Mutex<BTreeMap<Arc<str>, NodeTotals>>>;
+/// Counters of a source, all workers together.
+#[derive(Debug)]
+pub struct SourceCounters {
+    /// Messages or rows taken from the connector.
+    pub records: AtomicU64,
+    /// Their bytes.
+    pub bytes: AtomicU64,
+    /// The watermark at the last cut; `i64::MIN` before the first event.
+    pub watermark: AtomicI64,
+}
 
-/// One worker's meter of one node.
+/// Counters of a sink, all workers together.
+#[derive(Debug)]
+pub struct SinkCounters {
+    /// Records encoded.
+    pub records: AtomicU64,
+    /// Bytes of their values.
+    pub bytes: AtomicU64,
+    /// Microseconds in which some writer could not take what it was given.
+    pub stalled_micros: AtomicU64,
+    /// Microseconds from arrival in the process to the writer, by record.
+    pub latency: Mutex<Histogram<u64>>,
+}
+
+/// All counters of a job, by name.
+#[derive(Debug, Default)]
+pub struct Meters {
+    nodes: Mutex<BTreeMap<Arc<str>, Arc<NodeCounters>>>,
+    sources: Mutex<BTreeMap<Arc<str>, Arc<SourceCounters>>>,
+    sinks: Mutex<BTreeMap<Arc<str>, Arc<SinkCounters>>>,
+}
+
+impl Meters {
+    /// The counters of a node.
+    pub fn node(&self, name: &Arc<str>) -> Arc<NodeCounters> {
+        self.nodes.lock().expect("no thread panics with the lock").entry(name.clone()).or_default().clone()
+    }
+    /// The counters of a source.
+    pub fn source(&self, name: &Arc<str>) -> Arc<SourceCounters> {
+        let mut sources = self.sources.lock().expect("no thread panics with the lock");
+        let new = || {
+            let (records, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+            Arc::new(SourceCounters { records, bytes, watermark: AtomicI64::new(EventTime::MIN) })
+        };
+        sources.entry(name.clone()).or_insert_with(new).clone()
+    }
+    /// The counters of a sink.
+    pub fn sink(&self, name: &Arc<str>) -> Arc<SinkCounters> {
+        let mut sinks = self.sinks.lock().expect("no thread panics with the lock");
+        let new = || {
+            let latency = Histogram::new_with_max(600_000_000, 3).expect("three digits up to ten minutes are allowed");
+            let (records, bytes, stalled_micros) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+            Arc::new(SinkCounters { records, bytes, stalled_micros, latency: Mutex::new(latency) })
+        };
+        sinks.entry(name.clone()).or_insert_with(new).clone()
+    }
+    /// All nodes.
+    pub fn nodes(&self) -> Vec<(Arc<str>, Arc<NodeCounters>)> {
+        self.nodes.lock().expect("no thread panics with the lock").iter().map(|(n, c)| (n.clone(), c.clone())).collect()
+    }
+    /// All sources.
+    pub fn sources(&self) -> Vec<(Arc<str>, Arc<SourceCounters>)> {
+        let sources = self.sources.lock().expect("no thread panics with the lock");
+        sources.iter().map(|(n, c)| (n.clone(), c.clone())).collect()
+    }
+    /// All sinks.
+    pub fn sinks(&self) -> Vec<(Arc<str>, Arc<SinkCounters>)> {
+        self.sinks.lock().expect("no thread panics with the lock").iter().map(|(n, c)| (n.clone(), c.clone())).collect()
+    }
+}
+
+/// One worker's pen for a node's counters.
 #[derive(Debug)]
 pub struct NodeMeter {
-    name: Arc<str>,
-    totals: NodeTotals,
+    worker: usize,
+    counters: Arc<NodeCounters>,
 }
 
 impl NodeMeter {
-    /// A meter that starts at zero.
-    pub fn new(name: &Arc<str>) -> Self {
-        NodeMeter { name: name.clone(), totals: NodeTotals::default() }
+    /// A pen for the counters of node `name`.
+    pub fn new(name: &Arc<str>, meters: &Meters, worker: usize) -> Self {
+        NodeMeter { worker, counters: meters.node(name) }
     }
     /// Counts records taken.
-    pub fn records_in(&mut self, records: usize) {
-        self.totals.records_in += records as u64;
+    pub fn records_in(&self, records: usize) {
+        self.counters.records_in.fetch_add(records as u64, Relaxed);
     }
-    /// Counts records given on a port.
-    pub fn records_out(&mut self, port: usize, records: usize) {
-        *self.totals.records_out.entry(port).or_default() += records as u64;
+    /// Counts records given.
+    pub fn records_out(&self, records: usize) {
+        self.counters.records_out.fetch_add(records as u64, Relaxed);
     }
     /// Counts what was rejected and dropped.
-    pub fn dropped(&mut self, given: &Outputs) {
+    pub fn dropped(&self, given: &Outputs) {
         for reject in &given.rejects {
-            *self.totals.rejects.entry(reject.reason.as_str()).or_default() += 1;
+            self.counters.rejects[reject.reason as usize].fetch_add(1, Relaxed);
         }
-        self.totals.filtered += given.filtered;
-        self.totals.late += given.late;
+        if given.filtered > 0 {
+            self.counters.filtered.fetch_add(given.filtered, Relaxed);
+        }
+        if given.late > 0 {
+            self.counters.late.fetch_add(given.late, Relaxed);
+        }
     }
-    /// Reports the size of the node's state: keys and bytes.
-    pub fn state(&mut self, _size: (u64, u64)) {
-        let _ = &self.name;
+    /// Reports the size of the worker's part of the state: keys and bytes.
+    pub fn state(&self, size: (u64, u64)) {
+        if size != (0, 0) {
+            self.counters.state.lock().expect("no thread panics with the lock").insert(self.worker, size);
+        }
+    }
+}
+
+impl SourceCounters {
+    /// Counts what the connector handed over.
+    pub fn taken(&self, records: usize, bytes: usize) {
+        self.records.fetch_add(records as u64, Relaxed);
+        self.bytes.fetch_add(bytes as u64, Relaxed);
+    }
+}
+
+impl SinkCounters {
+    /// Counts encoded records of a batch, at `now_micros`.
+    pub fn encoded(&self, records: &Records, batch: &Batch, now_micros: i64) {
+        self.records.fetch_add(records.len() as u64, Relaxed);
+        self.bytes.fetch_add(records.values.len() as u64, Relaxed);
+        let mut latency = self.latency.lock().expect("no thread panics with the lock");
+        for row in batch.rows.iter() {
+            latency.saturating_record((now_micros - row.arrived_micros).max(1) as u64);
+        }
     }
 }

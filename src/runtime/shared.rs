@@ -92,8 +92,41 @@ impl Durable {
     pub fn set(&self, writer: usize, epoch: u64) {
         self.writers[writer].fetch_max(epoch, Ordering::AcqRel);
     }
+    /// The newest epoch that writer `writer` has made durable.
+    pub fn of(&self, writer: usize) -> u64 {
+        self.writers[writer].load(Ordering::Acquire)
+    }
     /// The newest epoch that all writers have made durable; `None` without writers.
     pub fn epoch(&self) -> Option<u64> {
         self.writers.iter().map(|writer| writer.load(Ordering::Acquire)).min()
+    }
+}
+
+/// Next offset of each partition (by number), as a worker has taken them.
+pub type Taken = BTreeMap<u32, i64>;
+
+/// Positions at the ends of epochs, until the epoch is durable.
+#[derive(Debug, Default)]
+pub struct PositionLog {
+    epochs: Mutex<BTreeMap<u64, Vec<(usize, Taken)>>>,
+}
+
+impl PositionLog {
+    /// What a worker has taken of source `source` at the end of `epoch`.
+    pub fn publish(&self, epoch: u64, source: usize, taken: &Taken) {
+        let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
+        epochs.entry(epoch).or_default().push((source, taken.clone()));
+    }
+
+    /// The newest positions at the end of `epoch` or before, by source; forgets what it gives.
+    pub fn until(&self, epoch: u64) -> BTreeMap<usize, Taken> {
+        let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
+        let later = epochs.split_off(&(epoch + 1));
+        let done = std::mem::replace(&mut *epochs, later);
+        let mut newest: BTreeMap<usize, Taken> = BTreeMap::new();
+        for (source, taken) in done.into_values().flatten() {
+            newest.entry(source).or_default().extend(taken);
+        }
+        newest
     }
 }

@@ -84,10 +84,11 @@ impl File {
     }
 
     /// Everything that is wrong: what was found while reading, and `errors` and `warnings` of planning, at their places
-    /// in the file.
+    /// in the file. Warnings say what a whole file lacks, so of a file that could not be read whole they are left out.
     pub fn report(&self, errors: &[ConfigError], warnings: &[ConfigError]) -> Report {
         let planned = errors.iter().map(|error| self.located(error, Severity::Error));
-        let doubted = warnings.iter().map(|warning| self.located(warning, Severity::Warning));
+        let meant = warnings.iter().filter(|_| self.is_whole());
+        let doubted = meant.map(|warning| self.located(warning, Severity::Warning));
         let problems = self.problems.iter().cloned().chain(planned).chain(doubted).collect();
         Report::new(&self.name, &self.text, problems)
     }

@@ -115,7 +115,9 @@ impl<'a> Reader<'a> {
             return error;
         }
         if let (Some(missing), Value::Map(entries)) = (&error.missing, self.value()) {
-            error.silent = entries.iter().any(|entry| entry.key == *missing && self.bad.contains(&entry.value));
+            // Neither what was set aside is missing, nor what was written with a slip.
+            let is_it = |key: &str| key == missing || nearest(key, [missing.as_str()]).is_some();
+            error.silent = entries.iter().any(|entry| self.bad.contains(&entry.value) && is_it(&entry.key));
         }
         if let Value::Scalar(Scalar { text, written: Some(written), .. }) = self.value() {
             error.message = error.message.replace(text.as_str(), written);
@@ -157,7 +159,9 @@ impl<'a> Reader<'a> {
         let scalar = self.scalar(&expected)?;
         let number: i128 = scalar.text.parse().map_err(|_| self.instead_of(&expected))?;
         if number < min || number > max {
-            return Err(self.instead_of(&format!("a whole number from {min} to {max}")));
+            let readable = max <= i128::from(u32::MAX);
+            let limits = if readable { format!("a whole number from {min} to {max}") } else { expected };
+            return Err(self.instead_of(&limits));
         }
         Ok(number)
     }

@@ -95,19 +95,24 @@ impl Tree {
         }
     }
 
-    /// Where to point for an error at `path`: the value if it is on one line, else its key; for a value that is not
+    /// Where to point for an error at `path`: a scalar, a list on one line, or else the key; for a value that is not
     /// there, the key of the nearest mapping around it.
     pub fn locate(&self, path: &str, text: &str) -> Range<usize> {
         let (mut id, mut rest, mut key) = (self.root, path, None);
         while let Some((next, next_key, next_rest)) = self.step(id, rest) {
-            (id, rest, key) = (next, next_rest, next_key.or(key));
+            // An item of a list has no key; the place of its own first line is as good.
+            (id, rest, key) = (next, next_rest, next_key);
         }
-        let span = self.node(id).span.clone();
-        let on_one_line = !span.is_empty() && !text[span.clone()].contains('\n');
+        let node = self.node(id);
+        let on_one_line = !node.span.is_empty() && !text[node.span.clone()].contains('\n');
+        let is_map = matches!(node.value, Value::Map(_));
         match key {
-            Some(key) if !rest.is_empty() || !on_one_line => key,
-            None if !on_one_line => 0..text.find('\n').unwrap_or(text.len()),
-            _ => span,
+            Some(key) if !rest.is_empty() || is_map || !on_one_line => key,
+            _ if on_one_line => node.span.clone(),
+            _ => {
+                let start = node.span.start;
+                start..text[start..].find('\n').map_or(text.len(), |length| start + length)
+            }
         }
     }
 

@@ -83,7 +83,7 @@ fn lookup(inside: &str, environment: &Environment) -> Result<(String, bool), Ref
         let text = std::fs::read_to_string(&full).map_err(|error| {
             let hint =
                 "`${file:path}` is the content of a file, its path relative to the topology's folder".to_string();
-            (format!("cannot read {}: {error}", full.display()), Some(hint))
+            (format!("cannot read the file `{path}`: {error}"), Some(hint))
         })?;
         return Ok((text.trim_end_matches(['\n', '\r']).to_string(), true));
     }

@@ -1,0 +1,33 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both install what they need.
+# What is installed lies in one cache folder outside the checkout; `make clean-cache` removes it.
+
+export MILLSTREAM_CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/millstream
+# Demo and tests share one target folder and one profile; release is for benches and packages.
+CARGO ?= cargo
+BIN := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/debug/millstream
+
+.PHONY: help demo test bench build kafka-up kafka-down clean-cache
+
+help: ## show the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+build: ## build the binary
+	$(CARGO) build --locked
+
+demo: ## flight delays: the year 2013 of New York's airports, with no broker
+	@deploy/demo.sh
+
+test: ## install what the tests need, start it, run every test
+	@deploy/test.sh
+
+bench: ## measure against the bare loop and the copy loop, on a local broker
+	@benches/run.sh
+
+kafka-up: ## start Apache Kafka on 127.0.0.1:29092
+	@deploy/kafka.sh up
+
+kafka-down: ## stop it
+	@deploy/kafka.sh down
+
+clean-cache: ## remove what demo and test have installed
+	rm -rf "$(MILLSTREAM_CACHE)"

@@ -1,0 +1,232 @@
+//! The two workloads, exactly specified: W0 scores each event by itself, W1 keeps twenty windowed features a card.
+//!
+//! Event i is a pure function of i, so the generator, the systems under test and the reference agree without files. The
+//! specification stands in `docs/benchmarks.md`.
+
+use std::collections::VecDeque;
+use std::io::Write;
+
+use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::types::RDKafkaErrorCode;
+
+/// Event time of event 0: 2026-01-01T00:00:00Z in milliseconds.
+pub const START_MILLIS: i64 = 1_767_225_600_000;
+/// Topic of the events.
+pub const TOPIC_IN: &str = "w1-in";
+/// Topic of the results.
+pub const TOPIC_OUT: &str = "w1-out";
+/// Partitions of each topic.
+pub const PARTITIONS: i32 = 4;
+
+const CHANNELS: [&str; 4] = ["pos", "web", "atm", "app"];
+/// Length of a tile of each window, in milliseconds: 60 tiles make 1 min, 10 min, 1 h, 24 h.
+const TILE_MILLIS: [i64; 4] = [1_000, 10_000, 60_000, 1_440_000];
+
+/// The finalizer of splitmix64.
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// Writes the key and the JSON of event `i`, among `keys` cards.
+pub fn event(i: u64, keys: u64, key: &mut Vec<u8>, value: &mut Vec<u8>) {
+    let h = mix(42u64.wrapping_add((i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+    let h2 = mix(h);
+    let card = (h >> 20) % keys;
+    let merchant = (h2 & 0xFFFF) % 1_000;
+    let cents = 100 + ((h2 >> 20) & 0xFFFF) * ((h2 >> 40) & 0xFFFF) / 8_590;
+    let channel = CHANNELS[(h2 >> 16 & 3) as usize];
+    let ts = START_MILLIS as u64 + i + (h & 1);
+    key.clear();
+    value.clear();
+    let (units, rest) = (cents / 100, cents % 100);
+    write!(key, "k{card:06}").expect("a Vec takes every write");
+    write!(value, r#"{{"id": {i}, "card": "k{card:06}", "merchant": "m{merchant:04}", "amount": {units}.{rest:02}, "#)
+        .expect("a Vec takes every write");
+    write!(value, r#""channel": "{channel}", "ts": {ts}}}"#).expect("a Vec takes every write");
+}
+
+#[derive(Clone, Copy)]
+struct Tile {
+    number: i64,
+    count: i64,
+    sum: i64,
+    squares: i64,
+    max: i64,
+}
+
+#[derive(Default)]
+struct Window {
+    tiles: VecDeque<Tile>,
+    count: i64,
+    sum: i64,
+    squares: i64,
+    max: i64,
+}
+
+impl Window {
+    fn add(&mut self, number: i64, cents: i64) {
+        let mut rescan = false;
+        while let Some(old) = self.tiles.front().filter(|old| old.number <= number - 60) {
+            self.count -= old.count;
+            self.sum -= old.sum;
+            self.squares -= old.squares;
+            rescan |= old.max == self.max;
+            self.tiles.pop_front();
+        }
+        match self.tiles.back_mut().filter(|last| last.number == number) {
+            Some(last) => {
+                last.count += 1;
+                last.sum += cents;
+                last.squares += cents * cents;
+                last.max = last.max.max(cents);
+            }
+            None => self.tiles.push_back(Tile { number, count: 1, sum: cents, squares: cents * cents, max: cents }),
+        }
+        self.count += 1;
+        self.sum += cents;
+        self.squares += cents * cents;
+        self.max = match rescan {
+            true => self.tiles.iter().map(|tile| tile.max).max().unwrap_or(cents),
+            false => self.max.max(cents),
+        };
+    }
+}
+
+/// One card's four sliding windows.
+#[derive(Default)]
+pub struct Card([Window; 4]);
+
+impl Card {
+    /// Adds an event and writes the 22 inputs of the model; gives the count of 1 h and the mean of 24 h.
+    pub fn add(&mut self, ts: i64, cents: i64, inputs: &mut [f32]) -> (i64, f64) {
+        let mut features = [0f64; 22];
+        for (k, window) in self.0.iter_mut().enumerate() {
+            window.add(ts / TILE_MILLIS[k], cents);
+            let count = window.count as f64;
+            let spread = ((window.count * window.squares - window.sum * window.sum) as f64).sqrt();
+            let of_window = [
+                count,
+                window.sum as f64 / 100.0,
+                window.sum as f64 / count / 100.0,
+                window.max as f64 / 100.0,
+                spread / count / 100.0,
+            ];
+            features[k * 5..k * 5 + 5].copy_from_slice(&of_window);
+        }
+        features[20] = cents as f64 / 100.0;
+        features[21] = features[20] / features[17];
+        for (input, feature) in inputs.iter_mut().zip(features) {
+            *input = feature as f32;
+        }
+        (features[10] as i64, features[17])
+    }
+}
+
+/// The fields of an event that the work needs.
+pub struct Event {
+    /// Number of the event.
+    pub id: i64,
+    /// Number of the card.
+    pub card: i64,
+    /// Number of the merchant.
+    pub merchant: i64,
+    /// Amount in cents.
+    pub cents: i64,
+    /// Event time in milliseconds.
+    pub ts: i64,
+}
+
+/// Reads an event by hand: the fields stand in a fixed order.
+pub fn parse(mut bytes: &[u8]) -> Option<Event> {
+    let mut field = |name: &str| -> Option<&[u8]> {
+        let at = bytes.windows(name.len()).position(|window| window == name.as_bytes())?;
+        bytes = &bytes[at + name.len()..];
+        Some(bytes)
+    };
+    let id = digits(field("\"id\": ")?);
+    let card = digits(field("\"card\": \"k")?);
+    let merchant = digits(field("\"merchant\": \"m")?);
+    let amount = field("\"amount\": ")?;
+    let units = digits(amount);
+    let point = amount.iter().position(|byte| *byte == b'.')?;
+    let cents = units * 100 + digits(&amount[point + 1..]);
+    let ts = digits(field("\"ts\": ")?);
+    Some(Event { id, card, merchant, cents, ts })
+}
+
+/// The whole number at the beginning of `bytes`.
+pub fn digits(bytes: &[u8]) -> i64 {
+    let digits = bytes.iter().take_while(|byte| byte.is_ascii_digit());
+    digits.fold(0, |number, digit| number * 10 + i64::from(digit - b'0'))
+}
+
+/// The 32 inputs of W0's model.
+pub fn w0_inputs(event: &Event, inputs: &mut [f32]) {
+    let v = [
+        event.cents as f64 / 100.0 / 1000.0,
+        (event.ts % 86_400_000) as f64 / 86_400_000.0,
+        (event.id % 1000) as f64 / 1000.0,
+        (event.card % 1000) as f64 / 1000.0,
+        event.merchant as f64 / 1000.0,
+    ];
+    for (j, input) in inputs.iter_mut().enumerate().take(32) {
+        let factor = ((7 * j + 3) % 11) as f64 - 5.0;
+        *input = (v[j % 5] * factor / 5.0) as f32;
+    }
+}
+
+/// An environment variable, or a default.
+pub fn variable(name: &str, default: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| default.into())
+}
+
+/// Settings that all clients share.
+pub fn client() -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", variable("KAFKA_BROKERS", "127.0.0.1:39092")).set("socket.nagle.disable", "true");
+    config
+}
+
+/// Sends a record; waits only while the producer's queue is full.
+///
+/// # Errors
+/// If the producer refuses the record for good.
+pub fn send(producer: &BaseProducer, topic: &str, key: &[u8], value: &[u8]) -> Result<(), KafkaError> {
+    let mut record = BaseRecord::to(topic).key(key).payload(value);
+    loop {
+        match producer.send(record) {
+            Ok(()) => return Ok(()),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
+                producer.poll(std::time::Duration::from_millis(1));
+                record = back;
+            }
+            Err((error, _)) => return Err(error),
+        }
+    }
+}
+
+/// Waits until everything that was sent is acknowledged (`flush` goes in steps of 100 ms).
+pub fn drain(producer: &BaseProducer) {
+    while producer.in_flight_count() > 0 {
+        producer.poll(std::time::Duration::from_micros(500));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_generator_follows_its_specification() {
+        let (mut key, mut value) = (Vec::new(), Vec::new());
+        event(7, 1_000, &mut key, &mut value);
+        let event = parse(&value).expect("a record of the agreed form");
+        assert_eq!(event.id, 7);
+        assert_eq!(format!("k{:06}", event.card).as_bytes(), key.as_slice());
+        assert!((event.ts - START_MILLIS - 7) <= 1);
+    }
+}

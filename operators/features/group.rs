@@ -1,0 +1,494 @@
+//! The operator: rows update the state of their key, or read it as of their time.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch, StringBuilder};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+
+use super::GroupConfig;
+use super::answers::Answers;
+use super::as_of::Scalars;
+use super::definition::{Definition, extended, fields};
+use super::entity::{Entity, Horizon};
+use super::incoming::{Values, accept};
+use super::summary::Measured;
+use crate::batch::{Batch, EventTime, Row};
+use crate::error::ConfigError;
+use crate::key::{KeyColumns, hash};
+use crate::operator::{Operator, Outputs};
+use crate::state::{KeyedState, Place, StateError};
+use crate::units::Millis;
+
+/// A vector that reads a group.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    /// Name of the vector; errors of the reader stand under `vectors.<name>.join`.
+    pub name: String,
+    /// The columns of its rows.
+    pub spine: SchemaRef,
+    /// Its columns that hold the group's key. Empty: columns named like the key's.
+    pub on: Vec<String>,
+    /// Reads before the row itself updates the group.
+    pub exclude_self: bool,
+    /// The rows are the group's own input: each updates the state and reads it. They come on the reader's port only.
+    pub feeds: bool,
+}
+
+/// A reader compiled.
+struct Port {
+    keys: KeyColumns,
+    schema: SchemaRef,
+    exclude_self: bool,
+    /// For a reader that feeds: where the input's columns stand among the reader's.
+    feeds: Option<Vec<usize>>,
+}
+
+/// The feature group operator.
+///
+/// - Input port 0 takes rows of the group's input: they update. Input port `i + 1` takes the rows of reader `i`.
+/// - Output port `i` gives the rows of reader `i` with the group's features on the right, as of each row's event time and
+///   in the order they were processed. Output port `readers.len()` gives the published features, once an epoch: a row for
+///   each key changed in it.
+/// - A read at time t sees the rows with event time in `(t - w, t]` that were processed before it, whatever the order of
+///   times; tiled windows see the tiles up to the one that holds t. Rows at or before the watermark may find less, for
+///   what no row in time can reach is dropped.
+/// - A row of the input with a null in its key is rejected. A reader's row with a null or unknown key reads an empty
+///   entity, unless the reader feeds the group: then it is rejected too.
+/// - At most one reader feeds: the rows of a second one would come apart from their own updates.
+///
+/// ```
+/// use std::sync::Arc;
+/// use arrow::array::{Array, AsArray, Float64Array, RecordBatch, StringArray};
+/// use arrow::datatypes::{Float64Type, Int64Type};
+/// use millstream_operators::{Batch, Operator, Outputs, Row};
+/// use millstream_operators::features::{FeatureGroup, GroupConfig, Reader};
+///
+/// let records = RecordBatch::try_from_iter([
+///     ("card", Arc::new(StringArray::from(vec!["a", "a", "b"])) as Arc<dyn Array>),
+///     ("amount", Arc::new(Float64Array::from(vec![10.0, 20.0, 5.0]))),
+/// ])?;
+/// let config: GroupConfig = serde_json::from_str(
+///     r#"{ "from": "payments", "key": ["card"],
+///          "aggregates": [{ "of": "amount", "ops": ["count", "mean"], "windows": ["10m"] }] }"#,
+/// )?;
+/// let spine = records.schema();
+/// let reader = Reader { name: "fraud".into(), spine, on: vec![], exclude_self: false, feeds: true };
+/// let mut group = FeatureGroup::compile("card", &config, &records.schema(), &[reader]).unwrap();
+///
+/// let row = |offset, event_time| Row { source: 0, partition: 0, offset, event_time, arrived_micros: 0 };
+/// let mut out = Outputs::new(2);
+/// group.process(1, Batch::new(records, vec![row(0, 1_000), row(1, 2_000), row(2, 3_000)]), &mut out);
+///
+/// let vectors = &out.ports[0][0].records;
+/// let counts = vectors.column_by_name("card.amount_count_10m").unwrap().as_primitive::<Int64Type>();
+/// let means = vectors.column_by_name("card.amount_mean_10m").unwrap().as_primitive::<Float64Type>();
+/// assert_eq!(counts.values(), &[1, 2, 1]);
+/// assert_eq!(means.values(), &[10.0, 15.0, 5.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct FeatureGroup {
+    stage: Arc<str>,
+    definition: Definition,
+    keys: KeyColumns,
+    ports: Vec<Port>,
+    features: Vec<Field>,
+    published: SchemaRef,
+    online: bool,
+    state: KeyedState<Entity>,
+    horizon: Horizon,
+    /// Keys changed since the last publication, and the row that changed each last.
+    changed: Vec<(Place, Row)>,
+    /// Updates since the last sweep for keys to forget.
+    updates: usize,
+}
+
+impl FeatureGroup {
+    /// Compiles the group `name` for rows of `input` and for its readers.
+    ///
+    /// # Errors
+    /// All that is wrong: by its path within the group (`aggregates[1].of`), or for a reader under
+    /// `vectors.<reader>.join`.
+    pub fn compile(
+        name: &str,
+        config: &GroupConfig,
+        input: &SchemaRef,
+        readers: &[Reader],
+    ) -> Result<FeatureGroup, Vec<ConfigError>> {
+        let definition = Definition::compile(config, input)?;
+        let features = fields(name, &definition.features);
+        let (mut ports, mut errors) = (Vec::new(), Vec::new());
+        for reader in readers {
+            match Port::compile(reader, config, input, &definition, &features) {
+                Ok(port) => ports.push(port),
+                Err(error) => errors.push(error.under(&format!("vectors.{}.join", reader.name))),
+            }
+        }
+        if let Some(second) = readers.iter().filter(|reader| reader.feeds).nth(1) {
+            let message =
+                format!("another vector with this spine reads `{name}` already, and only one can keep it fed");
+            let hint = "score one vector with both models, or give this one a prepared stream as its spine".to_string();
+            let path = format!("vectors.{}.join", second.name);
+            errors.push(ConfigError::new(path, message).with_hint(Some(hint)));
+        }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let named = definition.features.iter().map(|f| Field::new(&f.name, f.data_type.clone(), true));
+        let key = std::iter::once(Field::new("key", DataType::Utf8, false));
+        Ok(FeatureGroup {
+            stage: name.into(),
+            keys: KeyColumns::new(definition.key.clone()),
+            ports,
+            features,
+            published: Arc::new(Schema::new(key.chain(named).collect::<Vec<_>>())),
+            online: config.online,
+            state: KeyedState::new(),
+            horizon: Horizon::start(&definition),
+            changed: Vec::new(),
+            updates: 0,
+            definition,
+        })
+    }
+
+    /// The features as columns of a vector, under their full names `group.feature`.
+    pub fn features(&self) -> Vec<Field> {
+        self.features.clone()
+    }
+
+    /// The columns of output port `reader`: the reader's own, then the features.
+    ///
+    /// # Panics
+    /// If there is no such reader.
+    pub fn reader_schema(&self, reader: usize) -> SchemaRef {
+        self.ports[reader].schema.clone()
+    }
+
+    /// A key without an event for this long is forgotten.
+    pub fn ttl(&self) -> Millis {
+        Millis(self.definition.ttl)
+    }
+
+    /// The columns of the published features: `key`, then the features under their names without the group.
+    pub fn published_schema(&self) -> SchemaRef {
+        self.published.clone()
+    }
+
+    /// Makes a batch ready: rejects what cannot be used and looks up the keys. Updates add their keys.
+    fn prepare(&mut self, port: usize, batch: Batch, out: &mut Outputs) -> Prepared {
+        let role = match port.checked_sub(1) {
+            None => Role::Update,
+            Some(reader) => match &self.ports[reader] {
+                Port { feeds: None, .. } => Role::Read,
+                Port { exclude_self: true, .. } => Role::ReadThenUpdate,
+                Port { .. } => Role::UpdateThenRead,
+            },
+        };
+        let keys = if port == 0 { &self.keys } else { &self.ports[port - 1].keys };
+        let input = |batch: &Batch| match port.checked_sub(1).and_then(|reader| self.ports[reader].feeds.as_ref()) {
+            Some(columns) => batch.records.project(columns).expect("the reader has the input's columns"),
+            None => batch.records.clone(),
+        };
+        let (batch, values) = match role {
+            Role::Read => (batch, Values::new()),
+            _ => accept(&self.definition, &self.stage, keys, input, batch, out),
+        };
+        let mut places = Vec::with_capacity(batch.len());
+        let (state, definition) = (&mut self.state, &self.definition);
+        keys.for_each(&batch, |_, key| {
+            places.push(match (key, role) {
+                (Some(key), Role::Read) => state.find(hash(key), key),
+                (Some(key), _) => Some(state.find_or_insert(hash(key), key, || Entity::new(definition))),
+                (None, _) => None,
+            });
+        });
+        let looked_up = match role {
+            Role::Read => Vec::new(),
+            _ if self.definition.as_of.is_empty() => Vec::new(),
+            _ => {
+                let records = input(&batch);
+                self.definition.as_of.iter().map(|lookup| records.column(lookup.column).clone()).collect()
+            }
+        };
+        self.updates += if role == Role::Read { 0 } else { batch.len() };
+        Prepared { port, role, batch, values, places, looked_up }
+    }
+
+    /// The state and the rows at work on it.
+    fn live<'a>(&'a mut self, prepared: &'a [Prepared]) -> Live<'a> {
+        let works = prepared.iter().map(|prepared| Work {
+            prepared,
+            scalars: prepared.looked_up.iter().filter_map(|column| Scalars::new(column)).collect(),
+            answers: Answers::new(
+                &self.definition,
+                if prepared.role == Role::Update { 0 } else { prepared.batch.len() },
+            ),
+        });
+        Live {
+            works: works.collect(),
+            definition: &self.definition,
+            horizon: &self.horizon,
+            state: &mut self.state,
+            changed: self.online.then_some(&mut self.changed),
+        }
+    }
+
+    /// Gives the answered rows of a reader, which were read in `order` (`None`: as they stand).
+    fn give(&self, prepared: &Prepared, columns: Vec<ArrayRef>, order: Option<&[u32]>, out: &mut Outputs) {
+        if prepared.role == Role::Update || prepared.batch.is_empty() {
+            return;
+        }
+        let reader = prepared.port - 1;
+        let ordered = order.map(|order| prepared.batch.take(order).expect("the order is one of the batch's rows"));
+        let batch = ordered.as_ref().unwrap_or(&prepared.batch);
+        let batch = batch.with_columns(self.ports[reader].schema.clone(), columns);
+        out.give(reader, batch.expect("the answers follow the schema"));
+    }
+}
+
+impl Port {
+    fn compile(
+        reader: &Reader,
+        config: &GroupConfig,
+        input: &SchemaRef,
+        definition: &Definition,
+        features: &[Field],
+    ) -> Result<Port, ConfigError> {
+        let on = if reader.on.is_empty() { &config.key } else { &reader.on };
+        if on.len() != config.key.len() {
+            let message = format!("{} columns for a key of {}: {}", on.len(), config.key.len(), config.key.join(", "));
+            return Err(ConfigError::new("on", message));
+        }
+        let known = || reader.spine.fields().iter().map(|field| field.name().as_str());
+        let mut keys = Vec::new();
+        for ((name, key), key_type) in on.iter().zip(&config.key).zip(&definition.key_types) {
+            let Ok(at) = reader.spine.index_of(name) else {
+                return Err(ConfigError::unknown("on", "column", name, known()));
+            };
+            let data_type = reader.spine.field(at).data_type();
+            if data_type != key_type && !(data_type.is_integer() && key_type.is_integer()) {
+                let message = format!("`{name}` is {data_type}, but the group's key `{key}` is {key_type}");
+                return Err(ConfigError::new("on", message));
+            }
+            keys.push(at);
+        }
+        let mut feeds = None;
+        if reader.feeds {
+            if *on != config.key {
+                let message = format!("the spine feeds the group, so it must read by the group's key {:?}", config.key);
+                return Err(ConfigError::new("on", message));
+            }
+            let columns: Vec<usize> =
+                input.fields().iter().filter_map(|f| reader.spine.index_of(f.name()).ok()).collect();
+            if columns.len() != input.fields().len() {
+                return Err(ConfigError::new("", "the spine lacks columns of the group's input"));
+            }
+            feeds = Some(columns);
+        }
+        if let Some(twin) = features.iter().find(|field| reader.spine.index_of(field.name()).is_ok()) {
+            return Err(ConfigError::new("features", format!("the rows have a column `{}` already", twin.name())));
+        }
+        let schema = extended(&reader.spine, features);
+        Ok(Port { keys: KeyColumns::new(keys), schema, exclude_self: reader.exclude_self, feeds })
+    }
+}
+
+/// What the rows of a port do. In the order in which rows of one time are processed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Role {
+    Update,
+    UpdateThenRead,
+    ReadThenUpdate,
+    Read,
+}
+
+/// A batch made ready.
+struct Prepared {
+    port: usize,
+    role: Role,
+    batch: Batch,
+    values: Values,
+    /// The key of each row; none for a read of an unknown one.
+    places: Vec<Option<Place>>,
+    /// The columns of the as-of lookups.
+    looked_up: Vec<ArrayRef>,
+}
+
+/// A batch at work.
+struct Work<'a> {
+    prepared: &'a Prepared,
+    scalars: Vec<Scalars<'a>>,
+    answers: Answers,
+}
+
+/// The group's state and the batches at work on it.
+struct Live<'a> {
+    works: Vec<Work<'a>>,
+    definition: &'a Definition,
+    horizon: &'a Horizon,
+    state: &'a mut KeyedState<Entity>,
+    changed: Option<&'a mut Vec<(Place, Row)>>,
+}
+
+impl Live<'_> {
+    /// Processes one row of one batch.
+    #[inline(always)]
+    fn step(&mut self, work: usize, row: usize) {
+        let Live { works, definition, horizon, state, changed } = self;
+        let Work { prepared, scalars, answers } = &mut works[work];
+        let time = prepared.batch.rows[row].event_time;
+        let Some(place) = prepared.places[row] else {
+            answers.push(definition, None, time);
+            return;
+        };
+        let entity = state.at_mut(place);
+        if prepared.role != Role::Update {
+            entity.read(definition, time);
+        }
+        if matches!(prepared.role, Role::Read | Role::ReadThenUpdate) {
+            answers.push(definition, Some(entity), time);
+        }
+        if prepared.role == Role::Read {
+            return;
+        }
+        let measures = definition.measures.len();
+        let values: &[Measured] = &prepared.values[row * measures..(row + 1) * measures];
+        entity.update(definition, horizon, time, values);
+        for ((history, values), lookup) in entity.as_of.iter_mut().zip(scalars.iter()).zip(&definition.as_of) {
+            if let Some(value) = values.get(row) {
+                history.insert(time, value, horizon.watermark.max(time.saturating_sub(lookup.kept_max)));
+            }
+        }
+        if prepared.role == Role::UpdateThenRead {
+            answers.push(definition, Some(entity), time);
+        }
+        let Some(changed) = changed else { return };
+        let origin = prepared.batch.rows[row];
+        match entity.changed.checked_sub(1) {
+            Some(at) => changed[at as usize].1 = origin,
+            None => {
+                changed.push((place, origin));
+                entity.changed = changed.len() as u32;
+            }
+        }
+    }
+
+    /// The columns of each batch's answers.
+    fn finish(self) -> Vec<Vec<ArrayRef>> {
+        let definition = self.definition;
+        self.works.into_iter().map(|work| work.answers.finish(definition)).collect()
+    }
+}
+
+impl Operator for FeatureGroup {
+    fn process(&mut self, port: usize, batch: Batch, out: &mut Outputs) {
+        let prepared = [self.prepare(port, batch, out)];
+        let mut live = self.live(&prepared);
+        for row in 0..prepared[0].batch.len() {
+            live.step(0, row);
+        }
+        for columns in live.finish() {
+            self.give(&prepared[0], columns, None, out);
+        }
+    }
+
+    fn process_tick(&mut self, batches: Vec<(usize, Batch)>, out: &mut Outputs) {
+        let mut ports: Vec<Vec<Batch>> = vec![Vec::new(); self.ports.len() + 1];
+        for (port, batch) in batches {
+            ports[port].push(batch);
+        }
+        let whole = |batches: &Vec<Batch>| Batch::concat(batches).expect("a port has one schema");
+        let mut prepared = Vec::new();
+        for (port, batches) in ports.iter().enumerate() {
+            if let Some(batch) = whole(batches) {
+                prepared.push(self.prepare(port, batch, out));
+            }
+        }
+        // Keys that a later port's updates make are looked up again: a read may come after them.
+        for prepared in prepared.iter_mut().filter(|prepared| prepared.role == Role::Read) {
+            let (state, places) = (&self.state, &mut prepared.places);
+            self.ports[prepared.port - 1].keys.for_each(&prepared.batch, |row, key| {
+                places[row] = key.and_then(|key| state.find(hash(key), key));
+            });
+        }
+        let order = interleaved(&prepared);
+        let mut rows: Vec<Vec<u32>> = vec![Vec::new(); prepared.len()];
+        let mut live = self.live(&prepared);
+        for (work, row) in order {
+            live.step(work, row as usize);
+            rows[work].push(row);
+        }
+        for ((prepared, columns), rows) in prepared.iter().zip(live.finish()).zip(&rows) {
+            let order = (!rows.is_sorted()).then_some(rows.as_slice());
+            self.give(prepared, columns, order, out);
+        }
+    }
+
+    fn advance(&mut self, watermark: EventTime, _out: &mut Outputs) {
+        // The largest time says that the input has ended, not that a time has come: the state stays as it is.
+        if watermark > self.horizon.watermark && watermark < EventTime::MAX {
+            self.horizon.advance(watermark, &self.definition);
+        }
+        // A slot for every two updates: the sweep goes round faster than keys can come, at a constant cost for each.
+        let slots = self.updates / 2 + 16;
+        self.updates = 0;
+        let oldest = self.horizon.watermark.saturating_sub(self.definition.ttl);
+        self.state.sweep(slots, |_, entity| entity.changed > 0 || entity.newest > oldest);
+    }
+
+    fn close_epoch(&mut self, _epoch: u64, out: &mut Outputs) {
+        let changed = std::mem::take(&mut self.changed);
+        if changed.is_empty() {
+            return;
+        }
+        let mut keys = StringBuilder::with_capacity(changed.len(), changed.len() * 16);
+        let mut answers = Answers::new(&self.definition, changed.len());
+        let mut rows = Vec::with_capacity(changed.len());
+        for (place, row) in &changed {
+            keys.append_value(String::from_utf8_lossy(self.state.key_at(*place)));
+            let entity = self.state.at_mut(*place);
+            entity.changed = 0;
+            let time = entity.newest;
+            entity.read(&self.definition, time);
+            answers.push(&self.definition, Some(entity), time);
+            rows.push(Row { event_time: time, ..*row });
+        }
+        let mut columns: Vec<ArrayRef> = vec![Arc::new(keys.finish())];
+        columns.extend(answers.finish(&self.definition));
+        let records = RecordBatch::try_new(self.published.clone(), columns).expect("the answers follow the schema");
+        out.give(self.ports.len(), Batch::new(records, rows));
+    }
+
+    fn save(&self, give: &mut dyn FnMut(u16, Vec<u8>)) {
+        self.state.save(give);
+    }
+
+    fn load(&mut self, key_group: u16, bytes: &[u8]) -> Result<(), StateError> {
+        let definition = &self.definition;
+        self.state.load_checked(key_group, bytes, |entity| entity.check(definition))
+    }
+
+    fn state_size(&self) -> (u64, u64) {
+        /// Keys looked at: as many as tell the usual size of a key.
+        const SAMPLE: usize = 1024;
+        let (mut seen, mut bytes) = (0, 0);
+        for (key, entity) in self.state.iter().take(SAMPLE) {
+            seen += 1;
+            bytes += key.len() + entity.size_bytes();
+        }
+        let keys = self.state.len() as u64;
+        (keys, bytes as u64 * keys / seen.max(1))
+    }
+}
+
+/// The rows of all batches as (batch, row) in the order of event time; of one time updates before reads, then by origin.
+fn interleaved(prepared: &[Prepared]) -> Vec<(usize, u32)> {
+    let mut order = Vec::with_capacity(prepared.iter().map(|prepared| prepared.batch.len()).sum());
+    for (work, prepared) in prepared.iter().enumerate() {
+        for (row, origin) in prepared.batch.rows.iter().enumerate() {
+            let Row { source, partition, offset, event_time, .. } = *origin;
+            order.push((event_time, prepared.role, source, partition, offset, prepared.port, work, row as u32));
+        }
+    }
+    order.sort_unstable();
+    order.into_iter().map(|(.., work, row)| (work, row)).collect()
+}

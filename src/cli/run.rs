@@ -1,0 +1,176 @@
+//! `millstream run` and `millstream replay`: run a topology, live or on its history.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::Args;
+
+use crate::display::Display;
+use crate::plan::Plan;
+use crate::replay::Pace;
+use crate::runtime::job::{Job, Mode};
+use crate::summary::Summary;
+use crate::topology::Topology;
+
+/// Options that `run` and `replay` share.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// The topology file.
+    file: PathBuf,
+    /// Worker threads; overrides the topology's `engine.workers`.
+    #[arg(long)]
+    workers: Option<usize>,
+    /// Address of /metrics and the other pages; overrides the topology's `engine.http`. `off` serves nothing.
+    #[arg(long, value_name = "ADDRESS")]
+    http: Option<String>,
+    /// Forgets the state of earlier runs and starts anew.
+    #[arg(long)]
+    fresh: bool,
+    /// Writes what the run did to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    summary: Option<PathBuf>,
+    /// Prints what the run did as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs a topology until it is stopped (SIGTERM, SIGINT) or its input ends.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Runs a topology on the history of its sources, in event-time order, without a broker.
+#[derive(Debug, Args)]
+pub struct ReplayArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Folder for what the topology's Kafka sinks and offline tables would get, and for the replay's state.
+    #[arg(long, value_name = "FOLDER", default_value = "replay")]
+    out: PathBuf,
+    /// How many times faster than the events happened; as fast as possible by default.
+    #[arg(long, value_name = "FACTOR")]
+    speed: Option<f64>,
+}
+
+impl super::Run for RunArgs {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let (topology, folder) = super::load(&self.common.file)?;
+        let mode = if topology.is_bounded() { Mode::Bounded(Pace::Fastest) } else { Mode::Live };
+        drive(topology, folder, mode, &self.common)
+    }
+}
+
+impl super::Run for ReplayArgs {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let (topology, folder) = super::load(&self.common.file)?;
+        let out = std::path::absolute(&self.out).context("find the folder for the output")?;
+        if self.common.fresh && out.exists() {
+            remove_output(&out)?;
+        }
+        std::fs::create_dir_all(&out).with_context(|| format!("make the folder {}", out.display()))?;
+        let topology = topology.on_history(&out);
+        let pace = self.speed.map_or(Pace::Fastest, Pace::Lapse);
+        drive(topology, folder, Mode::Bounded(pace), &self.common)
+    }
+}
+
+/// Removes what an earlier replay wrote: its state, its outputs, its tables, and nothing else.
+fn remove_output(out: &Path) -> anyhow::Result<()> {
+    for name in ["state", "sinks", "offline"] {
+        let folder = out.join(name);
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn drive(mut topology: Topology, folder: PathBuf, mode: Mode, args: &Common) -> anyhow::Result<ExitCode> {
+    if let Some(workers) = args.workers {
+        topology.engine.workers = workers;
+    }
+    if let Some(http) = &args.http {
+        topology.engine.http = http.clone();
+    }
+    let plan = Plan::new(&topology, &folder).map_err(|errors| {
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("{}: {}", args.file.display(), errors.join("; "))
+    })?;
+    let plan = Arc::new(plan);
+    if args.fresh {
+        crate::checkpoint::Store::forget(&plan.folder.join(&plan.engine.state))?;
+    }
+    let signals = Signals::listen()?;
+    let mut job = Job::start(plan.clone(), mode)?;
+    let mut display = Display::new(&plan, mode != Mode::Live);
+    let mut deadline = None;
+    while !job.ended() {
+        job.look_after();
+        display.show(&job);
+        if signals.received() > 0 && deadline.is_none() {
+            tracing::info!(timeout = %plan.engine.shutdown_timeout, "stopping: finishing the records in flight");
+            job.stop();
+            deadline = Some(Instant::now() + plan.engine.shutdown_timeout.duration());
+        }
+        if deadline.is_some_and(|deadline| Instant::now() > deadline) || signals.received() > 1 {
+            tracing::error!("stopped before the records in flight were finished; the next start repeats them");
+            return Ok(ExitCode::from(143));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let summary = job.finish()?;
+    display.close();
+    report(&summary, args)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(summary: &Summary, args: &Common) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(summary).context("write the summary as JSON")?;
+    if let Some(path) = &args.summary {
+        std::fs::write(path, &text).with_context(|| format!("write the summary to {}", path.display()))?;
+    }
+    match args.json {
+        true => println!("{text}"),
+        false => eprint!("{summary}"),
+    }
+    Ok(())
+}
+
+/// Counts SIGTERM and SIGINT.
+struct Signals {
+    received: Arc<AtomicU8>,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Signals> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let received = Arc::new(AtomicU8::new(0));
+        let counted = received.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let listen = move || {
+            runtime.block_on(async move {
+                let (Ok(mut term), Ok(mut interrupt)) =
+                    (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+                else {
+                    return;
+                };
+                loop {
+                    tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
+                    counted.fetch_add(1, Ordering::AcqRel);
+                }
+            })
+        };
+        std::thread::Builder::new().name("signals".into()).spawn(listen).context("start the signals' thread")?;
+        Ok(Signals { received })
+    }
+
+    fn received(&self) -> u8 {
+        self.received.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,19 @@
+//! `millstream schema`: the JSON Schema of topology files, for editors.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::Run;
+use super::reference::schema_text;
+
+/// Prints the JSON Schema of topology files, for editors that complete and check YAML.
+#[derive(Debug, Args)]
+pub(super) struct Schema {}
+
+impl Run for Schema {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        print!("{}", schema_text());
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,52 @@
+//! How the job runs: limits of the engine's settings.
+
+use millstream_operators::error::ConfigError;
+use millstream_operators::units::Millis;
+
+use crate::topology::Engine;
+
+/// Most workers of a process.
+const WORKERS_MAX: usize = 256;
+/// Shortest epoch: below it commits take all the time.
+const EPOCH_MIN: Millis = Millis(20);
+/// Longest epoch: all that time's output waits for its commit, and is done again after a crash.
+const EPOCH_MAX: Millis = Millis(600_000);
+/// Longest spin of an idle worker.
+const SPIN_MICROS_MAX: u64 = 1_000_000;
+
+/// Says what is wrong with the engine's settings.
+pub(super) fn check(engine: &Engine, errors: &mut Vec<ConfigError>) {
+    let mut refuse = |key: &str, message: String, hint: &str| {
+        let hint = (!hint.is_empty()).then(|| hint.to_string());
+        errors.push(ConfigError::new(format!("engine.{key}"), message).with_hint(hint));
+    };
+    if engine.workers == 0 || engine.workers > WORKERS_MAX {
+        let message = format!("the number of workers is {}, it must be from 1 to {WORKERS_MAX}", engine.workers);
+        refuse("workers", message, "one worker a core is the most that helps");
+    }
+    if engine.epoch < EPOCH_MIN || engine.epoch > EPOCH_MAX {
+        let message = format!("an epoch of {} is not between {EPOCH_MIN} and {EPOCH_MAX}", engine.epoch);
+        refuse("epoch", message, "1s suits most; 100ms where readers wait for committed output");
+    }
+    if engine.state.is_empty() {
+        refuse("state", "the folder of the job's state has no name".to_string(), "write `state: state`");
+    }
+    // Only numbers are accepted, so that nothing is asked of a name server here.
+    let address = engine.http.parse::<std::net::SocketAddr>().is_ok() || engine.http == "off";
+    let local = engine.http.strip_prefix("localhost:").is_some_and(|port| port.parse::<u16>().is_ok());
+    if !address && !local {
+        let message = format!("`{}` is not an address to listen on", engine.http);
+        refuse("http", message, "write `127.0.0.1:9464`, `0.0.0.0:9464` for all interfaces, or `off`");
+    }
+    if engine.shutdown_timeout.0 == 0 {
+        let message = "a stop with no time at all leaves the records in flight undone".to_string();
+        refuse("shutdown_timeout", message, "write `25s`");
+    }
+    if engine.spin_micros > SPIN_MICROS_MAX {
+        refuse(
+            "spin_micros",
+            format!("a spin of {} us is above {SPIN_MICROS_MAX} us", engine.spin_micros),
+            "100 suits most",
+        );
+    }
+}

@@ -1,0 +1,75 @@
+//! What the runtime asks of a plan.
+
+use std::path::Path;
+
+use super::{Node, Plan, SourcePlan};
+use crate::provenance::ModelInfo;
+use crate::replay::{Input, InputOrder, ReplaySource, decoding};
+use crate::sinks::SinkKind;
+use crate::sources::file::find_files;
+use crate::sources::{Connector, Positions, SourceError, SourceKind};
+
+impl Plan {
+    /// The model that made a stream's rows, if one did.
+    pub fn model_info(&self, stream: usize) -> Option<ModelInfo> {
+        let model = &self.models[self.streams[stream].model?];
+        Some(ModelInfo { name: model.name.as_str().into(), version: model.version.as_str().into() })
+    }
+
+    /// The names of the streams that models make.
+    pub fn predictions(&self) -> Vec<&str> {
+        let scores = self.streams.iter().filter(|stream| matches!(stream.node, Node::Score { .. }));
+        scores.map(|stream| stream.name.as_str()).collect()
+    }
+
+    /// The file of the first sink that writes predictions to a file.
+    pub fn predictions_file(&self) -> Option<std::path::PathBuf> {
+        self.sinks.iter().find_map(|sink| match (&sink.kind, sink.from) {
+            (SinkKind::File(file), super::From::Stream(stream)) if self.streams[stream].model.is_some() => {
+                Some(self.folder.join(&file.path))
+            }
+            _ => None,
+        })
+    }
+}
+
+impl SourcePlan {
+    /// The source as a bounded run reads it: its own files or messages, or its history.
+    ///
+    /// # Errors
+    /// If the source has no history, or its files are not there.
+    pub fn bounded(&self, name: &str, folder: &Path, positions: Positions) -> Result<ReplaySource, SourceError> {
+        let refuse =
+            |detail: &str| SourceError::File { name: name.into(), path: "history".into(), detail: detail.into() };
+        let (input, sorted) = match (&self.kind, &self.history) {
+            (_, Some(history)) => {
+                (Input::Files(find_files(name, folder, std::slice::from_ref(&history.files))?), history.sorted)
+            }
+            (SourceKind::File(file), None) => (Input::Files(find_files(name, folder, &file.paths)?), file.sorted),
+            (SourceKind::Memory(memory), None) => (Input::Messages(memory.messages.clone()), false),
+            (SourceKind::Kafka(_), None) => {
+                return Err(refuse("a replay reads the history of its sources; write `history: { files: ... }`"));
+            }
+        };
+        let decode = decoding(&self.decoder).map_err(|detail| refuse(&detail.to_string()))?;
+        let order = if sorted || self.event_time.is_none() { InputOrder::Sorted } else { InputOrder::Unsorted };
+        Ok(ReplaySource {
+            name: name.into(),
+            source: self.index,
+            input,
+            order,
+            decode,
+            message_size_max: self.message_size_max,
+            delimiter: self.delimiter,
+            positions,
+        })
+    }
+
+    /// The connector of a live source; `None` for bounded ones.
+    pub fn connector(&self) -> Option<&dyn Connector> {
+        match &self.kind {
+            SourceKind::Kafka(kafka) => Some(kafka),
+            SourceKind::File(_) | SourceKind::Memory(_) => None,
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Sources: their columns, ranges and event time.
+
+use millstream_operators::decode::FormatKind;
+use millstream_operators::decode::{Decoder, DecoderConfig};
+use millstream_operators::error::ConfigError;
+use millstream_operators::validate::EventTimeRule;
+
+use super::planner::{Planner, digest};
+use super::{Node, SourcePlan};
+use crate::kafka::options::OptionError;
+use crate::sources::SourceKind;
+use crate::topology::Source;
+
+impl<'t> Planner<'t> {
+    /// Plans a source.
+    pub(super) fn source(&mut self, name: &'t str) -> Option<()> {
+        let source = &self.topology.sources[name];
+        let at = format!("sources.{name}");
+        let index = self.topology.sources.get_index_of(name)?;
+        let Ok(index) = u16::try_from(index) else {
+            self.refuse([ConfigError::new(at, "there are more sources than a topology can have (65536)")]);
+            return None;
+        };
+        self.refuse(connection(&source.from, &at));
+        if source.history.as_ref().is_some_and(|history| history.files.is_empty()) {
+            self.refuse([ConfigError::new(format!("{at}.history.files"), "the history names no files")]);
+        }
+        if source.message_size_max.0 == 0 {
+            let message = "a largest message of 0 bytes rejects every event";
+            self.refuse([ConfigError::new(format!("{at}.message_size_max"), message)]);
+        }
+        let decoder = match Decoder::new(decoder_config(name, source)) {
+            Ok(decoder) => decoder,
+            Err(errors) => {
+                self.refuse(errors.into_iter().map(|error| error.under(&at)));
+                return None;
+            }
+        };
+        let schema = decoder.schema().clone();
+        let plan = SourcePlan {
+            index,
+            kind: source.from.clone(),
+            decoder,
+            event_time: source.event_time.clone(),
+            message_size_max: size(source),
+            delimiter: delimiter(source),
+            history: source.history.clone(),
+        };
+        // Where the events come from may change without a change of what is known about them.
+        let hash = digest(&(), &(&source.schema, &source.event_time, &source.ranges, &source.checks));
+        self.add(name, schema, Node::Source(Box::new(plan)), hash);
+        Some(())
+    }
+}
+
+fn delimiter(source: &Source) -> u8 {
+    match &source.format {
+        FormatKind::Csv(csv) => u8::try_from(csv.delimiter).unwrap_or(b','),
+        FormatKind::Json(_) => b',',
+    }
+}
+
+fn size(source: &Source) -> usize {
+    usize::try_from(source.message_size_max.0).unwrap_or(usize::MAX)
+}
+
+fn decoder_config(name: &str, source: &Source) -> DecoderConfig {
+    let event_time = source.event_time.as_ref().map(|time| EventTimeRule {
+        column: time.column.clone(),
+        unit: time.unit,
+        ahead_max_millis: Some(time.ahead_max.0),
+    });
+    DecoderConfig {
+        stage: name.into(),
+        format: source.format.clone(),
+        columns: source.schema.clone(),
+        ranges: source.ranges.clone(),
+        checks: source.checks.clone(),
+        event_time,
+        message_size_max: size(source),
+        // Any later node may still reject the event, and its original bytes belong to the reject.
+        keep_raw: true,
+    }
+}
+
+/// What is wrong with a connection without asking the world.
+fn connection(kind: &SourceKind, at: &str) -> Vec<ConfigError> {
+    let at = format!("{at}.from.{}", kind.kind_name());
+    let empty = |key: &str, message: &str| ConfigError::new(format!("{at}.{key}"), message);
+    match kind {
+        SourceKind::Kafka(kafka) => {
+            let brokers = kafka.brokers.trim().is_empty().then(|| empty("brokers", "there is no broker to ask"));
+            let topics = kafka.topics.is_empty().then(|| empty("topics", "there is no topic to read"));
+            let options = kafka.option_errors().into_iter().map(|error| option_error(error, &at));
+            brokers.into_iter().chain(topics).chain(options).collect()
+        }
+        SourceKind::File(file) if file.paths.is_empty() => vec![empty("paths", "there is no file to read")],
+        _ => Vec::new(),
+    }
+}
+
+/// The error of a connection's option, at the option.
+pub(super) fn option_error(error: OptionError, at: &str) -> ConfigError {
+    match error {
+        OptionError::Refused { name, why } => {
+            ConfigError::new(format!("{at}.options.{name}"), format!("the option `{name}` can't be set: {why}"))
+        }
+        OptionError::Unknown { name, side, hint } => {
+            let message = format!("`{name}` is not an option that a {side} takes");
+            let hint = hint.map(|near| format!("did you mean `{near}`?"));
+            ConfigError::new(format!("{at}.options.{name}"), message).with_hint(hint)
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Prepared streams and models: a row in, at most a row out.
+
+use indexmap::IndexMap;
+use millstream_operators::error::ConfigError;
+use millstream_operators::prepare::{Prepare as PrepareOperator, PrepareConfig};
+use millstream_operators::score::{ScoreOptions, bind};
+
+use super::planner::{Planner, digest};
+use super::{ModelPlan, Node};
+use crate::models::{self, ModelError};
+use crate::topology::Prepare;
+
+impl<'t> Planner<'t> {
+    /// Plans a prepared stream.
+    pub(super) fn prepare(&mut self, name: &'t str) -> Option<()> {
+        let prepare = &self.topology.prepare[name];
+        let input = *self.by_name.get(&prepare.from)?;
+        self.prepared(name, input, prepare, &format!("prepare.{name}"))
+    }
+
+    /// Adds a stream with more columns than `input`, of which `select` go on, in that order.
+    pub(super) fn derived(
+        &mut self,
+        name: &str,
+        input: usize,
+        derive: &IndexMap<String, String>,
+        select: Vec<String>,
+        at: &str,
+    ) -> Option<()> {
+        let prepare = Prepare { derive: derive.clone(), select, ..Prepare::default() };
+        self.prepared(name, input, &prepare, at)
+    }
+
+    fn prepared(&mut self, name: &str, input: usize, prepare: &Prepare, at: &str) -> Option<()> {
+        let schema = self.streams[input].schema.clone();
+        let config = PrepareConfig {
+            filter: prepare.filter.as_deref(),
+            checks: &prepare.checks,
+            derive: &prepare.derive,
+            select: &prepare.select,
+        };
+        match PrepareOperator::compile(name, &config, &schema) {
+            Ok(operator) => {
+                let hash = digest(&self.streams[input].hash, prepare);
+                let schema = operator.schema().clone();
+                self.add(name, schema, Node::Prepare { input, operator }, hash);
+                Some(())
+            }
+            Err(errors) => {
+                self.refuse(errors.into_iter().map(|error| error.under(at)));
+                None
+            }
+        }
+    }
+
+    /// Plans a model: its file is read for its inputs, and bound to the stream's columns.
+    pub(super) fn model(&mut self, name: &'t str) -> Option<()> {
+        let model = &self.topology.models[name];
+        let at = format!("models.{name}");
+        let input = *self.by_name.get(&model.from)?;
+        let path = self.folder.join(&model.onnx);
+        let signature = match models::inspect(&path) {
+            Ok(signature) => signature,
+            Err(error) => {
+                self.refuse([model_error(&model.onnx, error).under(&at)]);
+                return None;
+            }
+        };
+        let options = ScoreOptions {
+            features: &model.features,
+            output: model.output.as_deref(),
+            class: model.class,
+            threshold: model.threshold,
+            keep_features: model.keep_features,
+        };
+        let schema = self.streams[input].schema.clone();
+        let binding = match bind(&signature, &options, &schema) {
+            Ok(binding) => binding,
+            Err(error) => {
+                self.refuse([ConfigError::new(error.field, error.message).with_hint(error.hint).under(&at)]);
+                return None;
+            }
+        };
+        if model.threshold.is_some_and(|threshold| !threshold.is_finite()) {
+            self.refuse([ConfigError::new(format!("{at}.threshold"), "the threshold must be a number")]);
+        }
+        let version = model.version.clone().unwrap_or_else(|| signature.version().to_string());
+        let hash = digest(&(&self.streams[input].hash, &signature.digest), model);
+        let output = binding.schema.clone();
+        self.models.push(ModelPlan { name: name.to_string(), path, version, binding });
+        let node = Node::Score { input, model: self.models.len() - 1 };
+        self.add(name, output, node, hash);
+        Some(())
+    }
+}
+
+/// What is wrong with a model's file, called as the topology calls it.
+fn model_error(file: &str, error: ModelError) -> ConfigError {
+    match error {
+        ModelError::Unreadable { source, .. } => {
+            let hint = "the path is relative to the topology's folder".to_string();
+            ConfigError::new("onnx", format!("cannot read the model `{file}`: {source}")).with_hint(Some(hint))
+        }
+        ModelError::NotServable { reason, .. } => {
+            ConfigError::new("onnx", format!("`{file}` cannot serve as a model: {reason}"))
+        }
+        other => ConfigError::new("onnx", other.to_string()),
+    }
+}

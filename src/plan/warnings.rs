@@ -1,0 +1,57 @@
+//! What can run and is probably not meant.
+
+use millstream_operators::error::ConfigError;
+
+use super::planner::Planner;
+
+/// Adds a warning for every node whose work nobody sees, and for rejects that nobody keeps.
+pub(super) fn warn(planner: &mut Planner) {
+    let topology = planner.topology;
+    let prepared = topology.prepare.values().map(|prepare| &prepare.from);
+    let grouped = topology.features.values().map(|group| &group.from);
+    let spines = topology.vectors.values().map(|vector| &vector.spine);
+    let joined = topology.vectors.values().flat_map(|vector| vector.join.iter().map(|join| &join.features));
+    let scored = topology.models.values().map(|model| &model.from);
+    let watched = topology.drift.values().map(|detector| &detector.from);
+    let judged = topology.outcomes.values().flat_map(|outcome| [&outcome.model, &outcome.label]);
+    let written = topology.sinks.values().map(|sink| &sink.from);
+    let kept = topology.offline.values().map(|table| &table.from);
+    let read = prepared.chain(grouped).chain(spines).chain(joined).chain(scored).chain(watched).chain(judged);
+    let read: Vec<&String> = read.chain(written).chain(kept).collect();
+    let unread = |name: &str| !read.iter().any(|reference| *reference == name);
+
+    let mut found = Vec::new();
+    let mut warn = |path: String, message: String, hint: &str| {
+        found.push(ConfigError::new(path, message).with_hint(Some(hint.to_string())));
+    };
+    for name in topology.sources.keys().filter(|name| unread(name)) {
+        warn(format!("sources.{name}"), format!("nothing reads the source `{name}`"), "remove it, or read it");
+    }
+    for name in topology.prepare.keys().filter(|name| unread(name)) {
+        warn(format!("prepare.{name}"), format!("nothing reads the stream `{name}`"), "remove it, or read it");
+    }
+    for (name, group) in topology.features.iter().filter(|(name, group)| unread(name) && !group.online) {
+        let message =
+            format!("nothing reads the feature group `{name}`, and `online: false` hides it from readers outside");
+        warn(format!("features.{name}"), message, &format!("join it in a vector of `{}`, or serve it", group.from));
+    }
+    for name in topology.vectors.keys().filter(|name| unread(name)) {
+        let hint = "score it with a model, or write it with a sink or an offline table";
+        warn(format!("vectors.{name}"), format!("nothing reads the vector `{name}`"), hint);
+    }
+    for name in topology.models.keys().filter(|name| unread(name)) {
+        let hint = "add a sink with `from` set to it";
+        warn(format!("models.{name}"), format!("nothing takes the predictions of `{name}`"), hint);
+    }
+    let dead_letters = topology.sinks.values().any(|sink| sink.from == "rejects");
+    if !dead_letters && !topology.sources.is_empty() {
+        let hint = "add a sink with `from: rejects`; without one, rejected events are counted and dropped";
+        warn("sinks".to_string(), "no sink takes the rejects".to_string(), hint);
+    }
+    let signals = topology.sinks.values().any(|sink| sink.from == "drift");
+    if !signals && !topology.drift.is_empty() {
+        let hint = "add a sink with `from: drift`; the metrics show drift in any case";
+        warn("drift".to_string(), "no sink takes the drift signals".to_string(), hint);
+    }
+    planner.warnings.extend(found);
+}

@@ -1,0 +1,134 @@
+//! What a job's threads share, and what the metrics, the display and HTTP look at.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use millstream_operators::EventTime;
+
+use super::failure::Failures;
+use super::lanes::NO_LANE;
+use super::meter::Meters;
+use super::seeds;
+use super::shared::{Durable, Gates, PositionLog, Taken, Watermarks};
+use crate::checkpoint::Checkpoint;
+use crate::online::{OnlineGroup, OnlineStore};
+use crate::plan::{Plan, SourcePlan};
+use crate::slow::QualityBySlice;
+use crate::sources::status::Status;
+use crate::sources::{Partitions, Port, Positions, Start};
+
+/// What a job's threads share. Cloning it clones references.
+#[derive(Clone)]
+pub struct Board {
+    /// What the job counts.
+    pub meters: Arc<Meters>,
+    /// What holds the sources back.
+    pub gates: Arc<Gates>,
+    /// Watermarks by epoch.
+    pub watermarks: Arc<Watermarks>,
+    /// The newest epoch that each writer has made durable.
+    pub durable: Arc<Durable>,
+    /// Positions at the ends of epochs.
+    pub positions: Arc<PositionLog>,
+    /// The table of partitions.
+    pub partitions: Arc<Partitions>,
+    /// What ended the job before its time.
+    pub failures: Failures,
+    /// Served features.
+    pub online: Arc<OnlineStore>,
+    /// Each source's standing with the world.
+    pub statuses: Vec<Arc<Status>>,
+    /// Each worker's last step, in microseconds since 1970.
+    pub heartbeats: Vec<Arc<AtomicI64>>,
+    /// The newest epoch that any source has ended with.
+    pub last_epoch: Arc<AtomicU64>,
+    /// Positions of the sinks of drift signals, once they have ended.
+    pub signal_positions: Arc<Mutex<BTreeMap<String, u64>>>,
+    /// Quality after the newest epoch of the slow lane.
+    pub quality: Arc<Mutex<QualityBySlice>>,
+    /// True while the job drains.
+    pub draining: Arc<AtomicBool>,
+}
+
+impl Board {
+    /// The board of a job that goes on from `checkpoint`.
+    ///
+    /// # Errors
+    /// If the online store can't take up its part of the checkpoint.
+    pub fn new(plan: &Plan, checkpoint: &Checkpoint) -> anyhow::Result<Board> {
+        let workers = plan.engine.workers;
+        let sources = plan.sources().count();
+        let writers = plan.sinks.iter().map(|sink| seeds::writers(sink, workers)).sum();
+        let gates = Gates::default();
+        for lane in [&gates.slow_epoch, &gates.durable_epoch] {
+            lane.store(NO_LANE, std::sync::atomic::Ordering::Relaxed);
+        }
+        Ok(Board {
+            meters: Arc::default(),
+            gates: Arc::new(gates),
+            watermarks: Arc::new(Watermarks::new(sources * workers, EventTime::MIN)),
+            durable: Arc::new(Durable::new(writers, checkpoint.epoch)),
+            positions: Arc::default(),
+            partitions: Arc::default(),
+            failures: Failures::default(),
+            online: Arc::new(online(plan, checkpoint)?),
+            statuses: (0..sources).map(|_| Arc::default()).collect(),
+            heartbeats: seeds::heartbeats(workers),
+            last_epoch: Arc::new(AtomicU64::new(checkpoint.epoch)),
+            signal_positions: Arc::default(),
+            quality: Arc::default(),
+            draining: Arc::default(),
+        })
+    }
+
+    /// What the connector of a source needs.
+    pub fn start(&self, plan: &Plan, name: &str, source: &SourcePlan, ports: Vec<Port>, from: &Checkpoint) -> Start {
+        let idle_after = source.event_time.as_ref().map_or(Duration::from_secs(10), |time| time.idle_after.duration());
+        Start {
+            name: name.into(),
+            source: source.index,
+            job: plan.name.as_str().into(),
+            folder: plan.folder.clone(),
+            message_size_max: source.message_size_max,
+            idle_after,
+            positions: from.positions.get(name).cloned().unwrap_or_default(),
+            ports,
+            partitions: self.partitions.clone(),
+            stop: self.draining.clone(),
+            status: self.statuses[source.index as usize].clone(),
+        }
+    }
+
+    /// Positions by name instead of number.
+    pub fn named(&self, taken: &Taken) -> Positions {
+        let named = taken.iter().map(|(number, offset)| {
+            let (topic, partition) = self.partitions.name(*number);
+            ((topic.to_string(), partition), *offset)
+        });
+        Positions(named.collect())
+    }
+}
+
+/// The name under which a checkpoint keeps a group's served features.
+pub fn served(group: &str) -> String {
+    format!("{group}.online")
+}
+
+/// The online store of a plan's groups, with what the checkpoint has of them. A group that is not served has no rows.
+fn online(plan: &Plan, checkpoint: &Checkpoint) -> anyhow::Result<OnlineStore> {
+    let group = |group: &crate::plan::GroupPlan| {
+        let operator = group.operator();
+        OnlineGroup { name: group.name.clone(), schema: operator.published_schema(), ttl: Some(operator.ttl()) }
+    };
+    let store = OnlineStore::new(&plan.groups.iter().map(group).collect::<Vec<_>>())?;
+    for (index, group) in plan.groups.iter().enumerate() {
+        for (key_group, bytes) in checkpoint.nodes.get(&served(&group.name)).into_iter().flatten() {
+            let loaded = store.load(index, *key_group, bytes);
+            loaded.with_context(|| format!("take up the served features of `{}`", group.name))?;
+        }
+    }
+    Ok(store)
+}

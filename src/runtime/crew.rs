@@ -1,0 +1,221 @@
+//! The workers of a process: one timely runtime, one thread each, built from the seeds that the job gives them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use millstream_operators::score::Score;
+use millstream_operators::watermark::Watermarks as SourceWatermarks;
+use timely::scheduling::SyncActivator;
+use timely::worker::Worker;
+
+use super::clock::EpochClock;
+use super::connect::Context;
+use super::dataflow::{Built, Parts, build};
+use super::failure::Failures;
+use super::lanes::{Lane, Tapped};
+use super::output::Output;
+use super::shared::Taken;
+use super::worker::Loop;
+use crate::checkpoint::NodeState;
+use crate::online::OnlineStore;
+use crate::plan::Plan;
+use crate::sources::Arrival;
+
+/// What one worker is made of. Everything that can fail has been opened before.
+pub struct Seed {
+    /// The inbox of each source.
+    pub inboxes: Vec<Receiver<Arrival>>,
+    /// The writer's end of each sink; `None` where another worker writes.
+    pub outputs: Vec<Option<Output>>,
+    /// The scorer of each model.
+    pub scores: Vec<Option<Score>>,
+    /// A feed into the slow lane.
+    pub slow: Option<Box<dyn Lane + Send>>,
+    /// A feed into the offline store.
+    pub offline: Option<Box<dyn Lane + Send>>,
+    /// Event times seen so far, for each source.
+    pub watermarks: Vec<SourceWatermarks>,
+    /// The worker's heartbeat.
+    pub heartbeat: Arc<AtomicI64>,
+}
+
+/// What all workers share, beside [`Context`].
+#[derive(Clone)]
+pub struct Common {
+    /// What runs.
+    pub plan: Arc<Plan>,
+    /// Takes features at the end of each epoch.
+    pub online: Arc<OnlineStore>,
+    /// Where a failure is reported.
+    pub failures: Failures,
+    /// Cuts epochs in live runs.
+    pub clock: Option<EpochClock>,
+    /// How long a worker spins after its last record.
+    pub spin: Duration,
+    /// State to take up, by node, whole: each worker takes the key groups it owns.
+    pub restore: Arc<BTreeMap<String, NodeState>>,
+}
+
+/// What a worker leaves behind.
+pub struct Left {
+    /// Its part of the nodes' state.
+    pub state: BTreeMap<String, NodeState>,
+    /// Next offsets of its partitions, for each source.
+    pub taken: Vec<Taken>,
+    /// Event times seen, for each source.
+    pub watermarks: Vec<SourceWatermarks>,
+    /// The writers' positions, by sink.
+    pub sinks: BTreeMap<String, u64>,
+}
+
+/// Workers at work.
+pub struct Crew {
+    thread: JoinHandle<anyhow::Result<Vec<Left>>>,
+}
+
+impl Crew {
+    /// Starts one worker a seed. Returns when all dataflows are built, with the activators that wake each worker's
+    /// sources: `wakes[worker][source]`.
+    ///
+    /// # Errors
+    /// If state can't be taken up, or the runtime does not start.
+    pub fn start(
+        seeds: Vec<Seed>,
+        contexts: impl Fn(usize) -> Context + Send + Sync + 'static,
+        common: Common,
+    ) -> anyhow::Result<(Crew, Vec<Vec<SyncActivator>>)> {
+        let workers = seeds.len();
+        let (ready, readies) = bounded(workers);
+        let thread = std::thread::Builder::new()
+            .name("workers".into())
+            .spawn(move || run(seeds, contexts, common, ready))
+            .context("start the workers' thread")?;
+        let mut wakes: Vec<Vec<SyncActivator>> = (0..workers).map(|_| Vec::new()).collect();
+        for _ in 0..workers {
+            match readies.recv() {
+                Ok(Ok((worker, activators))) => wakes[worker] = activators,
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Err(anyhow!("a worker ended before it was built")),
+            }
+        }
+        Ok((Crew { thread }, wakes))
+    }
+
+    /// Whether all workers have ended.
+    pub fn ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits for all workers; gives what they leave.
+    ///
+    /// # Errors
+    /// If a worker failed.
+    pub fn join(self) -> anyhow::Result<Vec<Left>> {
+        self.thread.join().map_err(|_| anyhow!("a worker panicked"))?
+    }
+}
+
+type Ready = Sender<anyhow::Result<(usize, Vec<SyncActivator>)>>;
+
+fn run(
+    seeds: Vec<Seed>,
+    contexts: impl Fn(usize) -> Context + Send + Sync + 'static,
+    common: Common,
+    ready: Ready,
+) -> anyhow::Result<Vec<Left>> {
+    let config = match seeds.len() {
+        1 => timely::Config::thread(),
+        workers => timely::Config::process(workers),
+    };
+    let seeds: Mutex<Vec<Option<Seed>>> = Mutex::new(seeds.into_iter().map(Some).collect());
+    let guards = timely::execute(config, move |worker| {
+        let index = worker.index();
+        let seed = seeds.lock().expect("no worker panics with the lock")[index].take();
+        work(worker, seed.expect("each worker takes its seed once"), &contexts, &common, &ready)
+    })
+    .map_err(|error| anyhow!("start timely: {error}"))?;
+    guards.join().into_iter().map(|left| left.map_err(|error| anyhow!("a worker failed: {error}"))?).collect()
+}
+
+fn work(
+    worker: &mut Worker,
+    seed: Seed,
+    contexts: &impl Fn(usize) -> Context,
+    common: &Common,
+    ready: &Ready,
+) -> anyhow::Result<Left> {
+    let context = contexts(worker.index());
+    let activity = Rc::new(Cell::new(0));
+    let lanes: Vec<Option<Rc<RefCell<Tapped>>>> =
+        [seed.slow, seed.offline].into_iter().map(|lane| lane.map(|lane| Tapped::new(lane))).collect();
+    let parts = Parts {
+        inboxes: seed.inboxes,
+        outputs: seed.outputs,
+        scores: seed.scores,
+        watermarks: seed.watermarks,
+        online: common.online.clone(),
+        failures: common.failures.clone(),
+        slow: lanes[0].clone(),
+        offline: lanes[1].clone(),
+        clock: common.clock,
+        activity: activity.clone(),
+    };
+    let built: Built =
+        worker.dataflow_named::<u64, _, _>("fast lane", |scope| build(scope, &common.plan, &context, parts));
+    let restored = restore(&context, &common.restore);
+    let failed = restored.is_err();
+    let _ = ready.send(restored.map(|()| (context.worker, built.wakes)));
+    if failed {
+        return Err(anyhow!("worker {} could not take up its state", context.worker));
+    }
+    let polled = context.polled.clone();
+    let running = Loop { polled, activity, spin: common.spin, clock: common.clock, heartbeat: seed.heartbeat };
+    running.run(worker);
+    running.heartbeat.store(i64::MAX, Ordering::Relaxed);
+    for lane in lanes.into_iter().flatten() {
+        lane.borrow_mut().end();
+    }
+    Ok(leave(&context, built.taken, built.watermarks))
+}
+
+/// Gives the operators the key groups that this worker owns.
+fn restore(context: &Context, states: &BTreeMap<String, NodeState>) -> anyhow::Result<()> {
+    for (name, operator) in context.nodes.borrow().iter() {
+        let Some(state) = states.get(&**name) else { continue };
+        for (key_group, bytes) in state {
+            if millstream_operators::key::worker_of(*key_group, context.workers) == context.worker {
+                let loaded = operator.borrow_mut().load(*key_group, bytes);
+                loaded.with_context(|| format!("take up the state of `{name}`"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn leave(context: &Context, taken: Vec<Rc<RefCell<Taken>>>, watermarks: Vec<Rc<RefCell<SourceWatermarks>>>) -> Left {
+    let (mut state, mut sinks) = (BTreeMap::<String, NodeState>::new(), BTreeMap::new());
+    for (name, operator) in context.nodes.borrow().iter() {
+        let operator = operator.borrow();
+        operator.save(&mut |key_group, bytes| {
+            state.entry(name.to_string()).or_default().insert(key_group, bytes);
+        });
+    }
+    for (name, output) in context.outputs.borrow().iter() {
+        if let Some(position) = output.borrow().position() {
+            sinks.insert(name.to_string(), position);
+        }
+    }
+    Left {
+        state,
+        taken: taken.iter().map(|taken| taken.borrow().clone()).collect(),
+        watermarks: watermarks.iter().map(|watermarks| watermarks.borrow().clone()).collect(),
+        sinks,
+    }
+}

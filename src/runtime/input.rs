@@ -1,0 +1,233 @@
+//! A source's end in the dataflow: takes arrivals from the worker's inbox, decodes them, and decides about time.
+//!
+//! In live runs the clock cuts epochs and rows go on at once. In bounded runs the reader has decided about time and says
+//! so with [`Arrival::Advance`]. Nothing is taken while a gate is shut; the inbox fills, and the connector waits.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, TryRecvError};
+use millstream_operators::decode::Decoder;
+use millstream_operators::operator::Outputs;
+use millstream_operators::watermark::Watermarks;
+use millstream_operators::{Batch, Messages, reject};
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::Scope;
+use timely::dataflow::operators::Capability;
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::scheduling::SyncActivator;
+
+use super::clock::{EpochClock, now_micros};
+use super::connect::{Context, Outgoing};
+use super::meter::{NodeMeter, SourceCounters};
+use super::route::Parcel;
+use super::shared::Taken;
+use super::time::{epoch_of, time};
+use crate::sources::Arrival;
+
+/// One source on one worker.
+pub struct Input {
+    /// The source's name.
+    pub name: Arc<str>,
+    /// The source's index in the plan.
+    pub source: usize,
+    /// What the connector hands over.
+    pub inbox: Receiver<Arrival>,
+    /// Messages to rows.
+    pub decoder: Decoder,
+    /// Event time per partition, and what happens to late rows.
+    pub watermarks: Rc<RefCell<Watermarks>>,
+    /// Cuts epochs in live runs; `None` in bounded runs.
+    pub clock: Option<EpochClock>,
+    /// What has been taken; the worker looks at it when the dataflow has ended.
+    pub taken: Rc<RefCell<Taken>>,
+    /// Bumped for every batch: tells the worker's loop to keep spinning.
+    pub activity: Rc<Cell<u64>>,
+}
+
+/// Arrivals that one activation takes before it lets the others run.
+const ARRIVALS_MAX: usize = 1;
+
+/// Connects a source. Also gives the activator that wakes the worker when something arrives.
+pub fn connect_source<'scope>(
+    scope: Scope<'scope, u64>,
+    context: &Context,
+    input: Input,
+) -> (Outgoing<'scope>, SyncActivator) {
+    let mut builder = OperatorBuilder::new(input.name.to_string(), scope);
+    let address = builder.operator_info().address;
+    let wake = scope.worker().sync_activator_for(address.to_vec());
+    let activator = scope.activator_for(address.clone());
+    context.polled.borrow_mut().push(scope.activator_for(address));
+    let (rows, row_stream) = builder.new_output();
+    let (rejects, reject_stream) = builder.new_output();
+    let mut rows: OutputBuilder<_, CapacityContainerBuilder<Vec<Parcel>>> = OutputBuilder::from(rows);
+    let mut rejects: OutputBuilder<_, CapacityContainerBuilder<Vec<Parcel>>> = OutputBuilder::from(rejects);
+    let mut taking = Taking::new(context, input);
+    builder.build(move |mut capabilities| {
+        let mut open = capabilities.pop().zip(capabilities.pop());
+        if let Some((reject_capability, row_capability)) = &mut open {
+            let first = time(taking.context.first_epoch, 0);
+            row_capability.downgrade(&first);
+            reject_capability.downgrade(&first);
+        }
+        move |_frontiers| {
+            let Some((reject_capability, row_capability)) = &mut open else { return };
+            let step = taking.step(&mut Capabilities { rows: row_capability, rejects: reject_capability });
+            let mut outputs = (rows.activate(), rejects.activate());
+            if !taking.given.ports[0].is_empty() {
+                let mut parcels: Vec<Parcel> = Vec::with_capacity(1);
+                parcels.extend(taking.given.ports[0].drain(..).map(|batch| Parcel { worker: 0, batch }));
+                outputs.0.session(&*row_capability).give_container(&mut parcels);
+            }
+            if !taking.given.rejects.is_empty() {
+                let batch = reject::to_batch(&taking.given.rejects);
+                taking.given.rejects.clear();
+                outputs.1.session(&*reject_capability).give_container(&mut vec![Parcel { worker: 0, batch }]);
+            }
+            match step {
+                Step::More => activator.activate(),
+                Step::Wait => {}
+                Step::End => open = None,
+            }
+        }
+    });
+    (Outgoing { ports: vec![row_stream], rejects: reject_stream }, wake)
+}
+
+struct Capabilities<'a> {
+    rows: &'a mut Capability<u64>,
+    rejects: &'a mut Capability<u64>,
+}
+
+impl Capabilities<'_> {
+    fn now(&self) -> u64 {
+        *self.rows.time()
+    }
+    fn downgrade(&mut self, to: u64) {
+        self.rows.downgrade(&to);
+        self.rejects.downgrade(&to);
+    }
+}
+
+enum Step {
+    /// There may be more in the inbox.
+    More,
+    /// Nothing to do until something arrives or the clock moves on.
+    Wait,
+    /// The source has ended.
+    End,
+}
+
+struct Taking {
+    context: Context,
+    input: Input,
+    given: Outputs,
+    meter: NodeMeter,
+    counters: Arc<SourceCounters>,
+}
+
+impl Taking {
+    fn new(context: &Context, input: Input) -> Self {
+        let meter = NodeMeter::new(&input.name, &context.meters, context.worker);
+        let counters = context.meters.source(&input.name);
+        Taking { context: context.clone(), input, given: Outputs::new(1), meter, counters }
+    }
+
+    /// Takes at most one batch, so that its rows leave with the capability's present time.
+    fn step(&mut self, capabilities: &mut Capabilities<'_>) -> Step {
+        if let Some(clock) = self.input.clock {
+            let epoch = clock.epoch(Instant::now());
+            if epoch > epoch_of(capabilities.now()) {
+                self.cut(epoch_of(capabilities.now()), epoch);
+                capabilities.downgrade(time(epoch, 0));
+            }
+        }
+        for _ in 0..ARRIVALS_MAX {
+            if self.context.gates.held(epoch_of(capabilities.now())) {
+                return Step::Wait;
+            }
+            match self.input.inbox.try_recv() {
+                Ok(Arrival::Messages(messages)) => self.messages(messages),
+                Ok(Arrival::Records(batch, rejects)) => {
+                    for reject in &rejects {
+                        self.take(reject.row.partition, reject.row.offset);
+                    }
+                    self.given.rejects.extend(rejects);
+                    self.rows(batch);
+                }
+                Ok(Arrival::Advance(to)) => {
+                    let (now, next) = (epoch_of(capabilities.now()), epoch_of(to));
+                    if next > now {
+                        self.cut(now, next);
+                    }
+                    capabilities.downgrade(to);
+                }
+                Ok(Arrival::Idle(partition)) => self.input.watermarks.borrow_mut().idle(partition),
+                Ok(Arrival::Position { partition, offset }) => self.take(partition, offset - 1),
+                Ok(Arrival::End) | Err(TryRecvError::Disconnected) => {
+                    let epoch = epoch_of(capabilities.now());
+                    self.cut(epoch, epoch + 1);
+                    self.context.last_epoch.fetch_max(epoch, Ordering::AcqRel);
+                    return Step::End;
+                }
+                Err(TryRecvError::Empty) => return Step::Wait,
+            }
+            self.input.activity.set(self.input.activity.get() + 1);
+        }
+        Step::More
+    }
+
+    /// Epochs `from..to` have ended for this source.
+    fn cut(&mut self, from: u64, to: u64) {
+        let watermark = self.input.watermarks.borrow_mut().watermark();
+        for epoch in from..to {
+            self.context.watermarks.publish(epoch, watermark);
+        }
+        self.counters.watermark.store(watermark, Ordering::Relaxed);
+        self.context.positions.publish(to - 1, self.input.source, &self.input.taken.borrow());
+    }
+
+    fn messages(&mut self, messages: Messages) {
+        for row in &messages.rows {
+            self.take(row.partition, row.offset);
+        }
+        self.counters.taken(messages.len(), messages.payloads.value_data().len());
+        self.meter.records_in(messages.len());
+        let now = self.input.clock.map(|_| now_micros() / 1_000);
+        let decoded = self.input.decoder.decode(messages, now, &mut self.given.rejects);
+        self.finish(decoded);
+    }
+
+    fn rows(&mut self, batch: Batch) {
+        for row in batch.rows.iter() {
+            self.take(row.partition, row.offset);
+        }
+        self.meter.records_in(batch.len());
+        self.counters.taken(batch.len(), 0);
+        self.finish(Some(batch));
+    }
+
+    fn take(&self, partition: u32, offset: i64) {
+        let mut taken = self.input.taken.borrow_mut();
+        let next = taken.entry(partition).or_insert(0);
+        *next = (*next).max(offset + 1);
+    }
+
+    /// Late rows go where the topology says; the others go on.
+    fn finish(&mut self, decoded: Option<Batch>) {
+        if let Some(batch) = decoded {
+            let on_time = self.input.watermarks.borrow_mut().observe(batch, &mut self.given);
+            if let Some(batch) = on_time {
+                self.meter.records_out(batch.len());
+                self.given.give(0, batch);
+            }
+        }
+        self.meter.dropped(&self.given);
+        (self.given.filtered, self.given.late) = (0, 0);
+    }
+}

@@ -1,0 +1,275 @@
+//! A job from start to end: takes up its checkpoint, starts the lanes, the workers and the connectors, watches, drains,
+//! writes the checkpoint, sums up.
+//!
+//! ```text
+//! connectors (threads) ──inboxes──▶ workers (timely) ──▶ sinks' writers
+//!                                      ├──▶ slow lane (thread, differential)
+//!                                      └──▶ offline store (thread)
+//! the caller's thread: signals, progress, failures, the end
+//! ```
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use timely::scheduling::SyncActivator;
+
+use super::board::Board;
+use super::clock::EpochClock;
+use super::connect::Context;
+use super::crew::{Common, Crew};
+use super::lanes::Lanes;
+use crate::checkpoint::{Checkpoint, Store};
+use crate::offline::Begin;
+use crate::plan::Plan;
+use crate::replay::{Cuts, Pace, Progress, Replay, read_on_arrival};
+use crate::sources::{Arrival, Port, SourceError};
+use crate::summary::{Summary, memory_peak_bytes};
+
+/// Arrivals that an inbox holds before its connector waits.
+const INBOX: usize = 16;
+
+/// How a run is driven.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Mode {
+    /// Connectors deliver, the clock cuts epochs, rows are processed on arrival.
+    Live,
+    /// Bounded files are merged in event-time order, at a pace.
+    Bounded(Pace),
+}
+
+/// A running job.
+pub struct Job {
+    plan: Arc<Plan>,
+    started: Instant,
+    crew: Crew,
+    lanes: Lanes,
+    connectors: Vec<JoinHandle<Result<(), SourceError>>>,
+    board: Board,
+    state: Store,
+    progress: Arc<Progress>,
+    cuts: Arc<Cuts>,
+}
+
+impl Job {
+    /// Starts a job, going on from its newest checkpoint if there is one.
+    ///
+    /// # Errors
+    /// If the checkpoint can't be taken up, a sink, model or table can't be opened, or a source refuses to start.
+    pub fn start(plan: Arc<Plan>, mode: Mode) -> anyhow::Result<Job> {
+        let state = Store::open(&plan.folder.join(&plan.engine.state), &plan.name)?;
+        let checkpoint = state.load(&plan.hash)?.unwrap_or_default();
+        let first_epoch = checkpoint.epoch + 1;
+        let workers = plan.engine.workers;
+        let board = Board::new(&plan, &checkpoint)?;
+        let clock = (mode == Mode::Live).then(|| EpochClock::new(first_epoch, plan.engine.epoch.duration()));
+        let mut lanes = Lanes::start(&plan, &checkpoint, &board, begin(mode, &checkpoint), first_epoch)?;
+        let (senders, inboxes) = inboxes(workers, plan.sources().count());
+        let seeds = super::seeds::seeds(&plan, &checkpoint, &board, &mut lanes, inboxes, first_epoch)?;
+        let common = Common {
+            plan: plan.clone(),
+            online: board.online.clone(),
+            failures: board.failures.clone(),
+            clock,
+            spin: std::time::Duration::from_micros(plan.engine.spin_micros),
+            restore: Arc::new(checkpoint.nodes.clone()),
+        };
+        let (crew, wakes) = Crew::start(seeds, contexts(&board, workers, first_epoch), common)?;
+        let mut job = Job {
+            plan,
+            started: Instant::now(),
+            crew,
+            lanes,
+            connectors: Vec::new(),
+            board,
+            state,
+            progress: Arc::default(),
+            cuts: Arc::default(),
+        };
+        job.connect(mode, &checkpoint, senders, wakes, first_epoch)?;
+        Ok(job)
+    }
+
+    /// Starts what delivers: a connector a source, or one reader for all sources of a bounded run.
+    fn connect(
+        &mut self,
+        mode: Mode,
+        checkpoint: &Checkpoint,
+        senders: Vec<Vec<Sender<Arrival>>>,
+        wakes: Vec<Vec<SyncActivator>>,
+        first_epoch: u64,
+    ) -> anyhow::Result<()> {
+        let mut ports: Vec<Vec<Port>> = senders.iter().map(|_| Vec::new()).collect();
+        let mut wakes: Vec<_> = wakes.into_iter().map(Vec::into_iter).collect();
+        for (source, senders) in senders.into_iter().enumerate() {
+            for (worker, sender) in senders.into_iter().enumerate() {
+                let wake = wakes[worker].next().context("a worker built fewer sources than the plan has")?;
+                ports[source].push(Port::new(sender, Box::new(move || _ = wake.activate())));
+            }
+        }
+        match mode {
+            Mode::Live => {
+                for ((stream, source), ports) in self.plan.sources().zip(ports) {
+                    let start = self.board.start(&self.plan, &stream.name, source, ports, checkpoint);
+                    self.connectors.push(match source.connector() {
+                        Some(connector) => connector.start(start)?,
+                        None => read_on_arrival(
+                            source.bounded(&stream.name, &self.plan.folder, start.positions.clone())?,
+                            start,
+                        )?,
+                    });
+                }
+            }
+            Mode::Bounded(pace) => {
+                let mut sources = Vec::new();
+                for (stream, source) in self.plan.sources() {
+                    let positions = checkpoint.positions.get(&stream.name).cloned().unwrap_or_default();
+                    sources.push(source.bounded(&stream.name, &self.plan.folder, positions)?);
+                }
+                let replay = Replay {
+                    sources,
+                    ports,
+                    partitions: self.board.partitions.clone(),
+                    first_epoch,
+                    pace,
+                    stop: self.board.draining.clone(),
+                    progress: self.progress.clone(),
+                    cuts: self.cuts.clone(),
+                };
+                self.connectors.push(replay.start()?);
+            }
+        }
+        Ok(())
+    }
+
+    /// What others may look at while the job runs.
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// How far a bounded run is.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Asks the job to drain: sources stop, what has been taken is finished. Returns at once.
+    pub fn stop(&self) {
+        self.board.draining.store(true, Ordering::Release);
+    }
+
+    /// True when all rows have gone through and every sink is durable.
+    pub fn ended(&self) -> bool {
+        self.crew.ended()
+    }
+
+    /// Looks after the job; called some times a second. Tells sources what is durable, and drains the job if something
+    /// failed.
+    pub fn look_after(&mut self) {
+        self.lanes.look_after(&self.board.gates);
+        if let Some(epoch) = self.board.durable.epoch() {
+            for (source, taken) in self.board.positions.until(epoch) {
+                self.board.statuses[source].commit(self.board.named(&taken));
+            }
+        }
+        let (ended, running) = self.connectors.drain(..).partition(|connector| connector.is_finished());
+        self.connectors = running;
+        for connector in ended {
+            self.reap(connector);
+        }
+        if self.board.gates.failed.load(Ordering::Acquire) {
+            self.stop();
+        }
+    }
+
+    fn reap(&self, connector: JoinHandle<Result<(), SourceError>>) {
+        if let Ok(Err(error)) = connector.join() {
+            self.board.failures.report(error.into());
+            self.board.gates.failed.store(true, Ordering::Release);
+        }
+    }
+
+    /// Waits for the end and closes the books: the checkpoint, and what the run did.
+    ///
+    /// # Errors
+    /// What made the job fail: the run's checkpoint is then the one it started from.
+    pub fn finish(mut self) -> anyhow::Result<Summary> {
+        while !self.ended() {
+            self.look_after();
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let left = self.crew.join()?;
+        for connector in std::mem::take(&mut self.connectors) {
+            if let Ok(Err(error)) = connector.join() {
+                self.board.failures.report(error.into());
+            }
+        }
+        let lanes = self.lanes.finish(self.plan.engine.shutdown_timeout.duration())?;
+        if let Some(error) = self.board.failures.first() {
+            return Err(error);
+        }
+        let epoch = self.board.last_epoch.load(Ordering::Acquire);
+        let stopped = self.board.draining.load(Ordering::Acquire);
+        let mut summary = Summary {
+            job: self.plan.name.clone(),
+            ended: if stopped { "stopped" } else { "end_of_input" }.into(),
+            epoch,
+            duration_seconds: self.started.elapsed().as_secs_f64(),
+            memory_peak_bytes: memory_peak_bytes(),
+            ..Summary::default()
+        };
+        summary.count(&self.board.meters, &self.plan.predictions());
+        if let Some(slow) = &lanes.slow {
+            summary.judge(slow);
+        }
+        let checkpoint = self.board.checkpoint(&self.plan, left, lanes, &self.cuts, epoch);
+        self.state.publish(&checkpoint)?;
+        Ok(summary)
+    }
+}
+
+/// What the offline store may find of earlier runs.
+fn begin(mode: Mode, checkpoint: &Checkpoint) -> Begin {
+    match (checkpoint.epoch, mode) {
+        (0, Mode::Live) => Begin::Anew,
+        (0, Mode::Bounded(_)) => Begin::AnewReplacing,
+        (epoch, _) => Begin::After(epoch),
+    }
+}
+
+/// Inboxes by source and worker: senders for the connectors, receivers for the workers (`[worker][source]`).
+fn inboxes(workers: usize, sources: usize) -> (Vec<Vec<Sender<Arrival>>>, Vec<Vec<Receiver<Arrival>>>) {
+    let mut senders = Vec::new();
+    let mut receivers: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
+    for _ in 0..sources {
+        let mut of_source = Vec::new();
+        for inbox in &mut receivers {
+            let (sender, receiver) = bounded(INBOX);
+            of_source.push(sender);
+            inbox.push(receiver);
+        }
+        senders.push(of_source);
+    }
+    (senders, receivers)
+}
+
+/// Makes each worker's context, on the worker's thread.
+fn contexts(board: &Board, workers: usize, first_epoch: u64) -> impl Fn(usize) -> Context + Send + Sync + 'static {
+    let board = board.clone();
+    move |worker| Context {
+        worker,
+        workers,
+        first_epoch,
+        watermarks: board.watermarks.clone(),
+        gates: board.gates.clone(),
+        last_epoch: board.last_epoch.clone(),
+        meters: board.meters.clone(),
+        positions: board.positions.clone(),
+        nodes: Rc::default(),
+        outputs: Rc::default(),
+        polled: Rc::default(),
+    }
+}

@@ -1,0 +1,283 @@
+//! Taps: rows of a stream handed to a lane beside the dataflow (the slow lane, the offline store), stamped with their
+//! epoch.
+//!
+//! A lane hears about the end of an epoch once per worker, after all of the worker's taps have handed over theirs.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+use millstream_operators::operator::{Operator, Outputs};
+use millstream_operators::{Batch, EventTime};
+
+use super::board::Board;
+use super::failure::Failures;
+use super::shared::{Gates, Watermarks};
+use super::signals::Signals;
+use crate::checkpoint::Checkpoint;
+use crate::offline::{Begin, Feeder, Offline, OfflineConfig, OpenOffline, OpenTable};
+use crate::plan::{OfflinePlan, Plan};
+use crate::provenance::Origins;
+use crate::slow::{DetectorPlan, Feed, OutcomePlan, SlowLane, SlowPlan, SlowReport};
+
+/// What a lane takes from a worker. Calls never wait: the lane's queue is bounded by the gates of the sources.
+pub trait Lane {
+    /// Takes rows of an epoch, for the lane's input `input`.
+    fn rows(&mut self, input: usize, epoch: u64, batch: Batch);
+    /// The worker has handed over all of `epoch`.
+    fn close(&mut self, epoch: u64, watermark: EventTime);
+    /// The worker has no more.
+    fn end(&mut self);
+}
+
+/// A lane as a worker's taps share it.
+pub struct Tapped {
+    lane: Box<dyn Lane>,
+    taps: usize,
+    closed: BTreeMap<u64, usize>,
+}
+
+impl Tapped {
+    /// A lane without taps yet.
+    pub fn new(lane: Box<dyn Lane>) -> Rc<RefCell<Tapped>> {
+        Rc::new(RefCell::new(Tapped { lane, taps: 0, closed: BTreeMap::new() }))
+    }
+
+    /// Tells the lane that the worker has no more.
+    pub fn end(&mut self) {
+        self.lane.end();
+    }
+}
+
+/// One stream's tap into a lane, as an operator without output.
+pub struct Tap {
+    lane: Rc<RefCell<Tapped>>,
+    input: usize,
+    epoch: u64,
+    watermarks: Arc<Watermarks>,
+}
+
+impl Tap {
+    /// A tap into the lane's input `input`. All taps are made before the first row comes.
+    pub fn new(lane: &Rc<RefCell<Tapped>>, input: usize, first_epoch: u64, watermarks: Arc<Watermarks>) -> Self {
+        lane.borrow_mut().taps += 1;
+        Tap { lane: lane.clone(), input, epoch: first_epoch, watermarks }
+    }
+}
+
+impl Operator for Tap {
+    fn process(&mut self, _port: usize, batch: Batch, _out: &mut Outputs) {
+        self.lane.borrow_mut().lane.rows(self.input, self.epoch, batch);
+    }
+
+    fn close_epoch(&mut self, epoch: u64, _out: &mut Outputs) {
+        self.epoch = epoch + 1;
+        let mut tapped = self.lane.borrow_mut();
+        let closed = tapped.closed.entry(epoch).or_default();
+        *closed += 1;
+        if *closed == tapped.taps {
+            tapped.closed.remove(&epoch);
+            let watermark = self.watermarks.at(epoch);
+            tapped.lane.close(epoch, watermark);
+        }
+    }
+}
+
+/// The offline store as a worker's lane.
+struct OfflineLane {
+    feeder: Feeder,
+}
+
+impl Lane for OfflineLane {
+    fn rows(&mut self, input: usize, epoch: u64, batch: Batch) {
+        self.feeder.feed(input, epoch, batch);
+    }
+    fn close(&mut self, epoch: u64, _watermark: EventTime) {
+        self.feeder.close(epoch);
+    }
+    fn end(&mut self) {}
+}
+
+/// The slow lane as a worker's lane.
+struct SlowFeed {
+    worker: usize,
+    streams: Arc<Vec<usize>>,
+    sender: Sender<Feed>,
+}
+
+impl SlowFeed {
+    /// A slow lane that has ended has said why; its job is ending.
+    fn send(&self, feed: Feed) {
+        drop(self.sender.send(feed));
+    }
+}
+
+impl Lane for SlowFeed {
+    fn rows(&mut self, input: usize, epoch: u64, batch: Batch) {
+        self.send(Feed::Rows { stream: self.streams[input], epoch, batch });
+    }
+    fn close(&mut self, epoch: u64, watermark: EventTime) {
+        self.send(Feed::Close { worker: self.worker, epoch, watermark });
+    }
+    fn end(&mut self) {
+        self.send(Feed::End { worker: self.worker });
+    }
+}
+
+/// The lanes of a job.
+pub struct Lanes {
+    offline: Option<Offline>,
+    feeders: std::vec::IntoIter<Feeder>,
+    slow: Option<SlowLane>,
+    streams: Arc<Vec<usize>>,
+    signals: Option<Signals>,
+    failures: Failures,
+}
+
+/// What the lanes leave behind.
+#[derive(Debug, Default)]
+pub struct LanesEnd {
+    /// What the slow lane did, and its state.
+    pub slow: Option<SlowReport>,
+}
+
+impl Lanes {
+    /// Starts the lanes that the plan needs.
+    ///
+    /// # Errors
+    /// If a table or a sink of drift signals can't be opened, or the slow lane can't take up its state.
+    pub fn start(
+        plan: &Plan,
+        checkpoint: &Checkpoint,
+        board: &Board,
+        begin: Begin,
+        first_epoch: u64,
+    ) -> anyhow::Result<Lanes> {
+        let (mut offline, mut feeders) = (None, Vec::new());
+        if !plan.offline.is_empty() {
+            let (store, fed) = crate::offline::start(open_offline(plan, board, begin))?;
+            (offline, feeders) = (Some(store), fed);
+        }
+        let streams = plan.slow_streams();
+        let (mut slow, mut signals) = (None, None);
+        if !streams.is_empty() {
+            let sending = Signals::start(plan, checkpoint, board, first_epoch)?;
+            let into = sending.inlet();
+            slow = Some(SlowLane::start(slow_plan(plan), checkpoint.slow.as_deref(), first_epoch, into)?);
+            signals = Some(sending);
+        }
+        Ok(Lanes {
+            offline,
+            feeders: feeders.into_iter(),
+            slow,
+            streams: Arc::new(streams),
+            signals,
+            failures: board.failures.clone(),
+        })
+    }
+
+    /// A feed of the slow lane for worker `worker`.
+    pub fn slow_feed(&self, worker: usize) -> Option<Box<dyn Lane + Send>> {
+        let slow = self.slow.as_ref()?;
+        Some(Box::new(SlowFeed { worker, streams: self.streams.clone(), sender: slow.feed() }))
+    }
+
+    /// A feed of the offline store, for the next worker.
+    pub fn offline_feed(&mut self) -> Option<Box<dyn Lane + Send>> {
+        let feeder = self.feeders.next()?;
+        Some(Box::new(OfflineLane { feeder }))
+    }
+
+    /// Shuts the gates of the sources while a lane is behind, and reports a lane that failed.
+    pub fn look_after(&self, gates: &Gates) {
+        let slow = self.slow.as_ref().map_or(NO_LANE, SlowLane::closed_epoch);
+        gates.slow_epoch.store(slow, Ordering::Relaxed);
+        if let Some(offline) = &self.offline {
+            gates.offline_backlog_bytes.store(offline.backlog_bytes(), Ordering::Relaxed);
+            if let Err(error) = offline.check() {
+                self.failures.report(error.into());
+                gates.failed.store(true, Ordering::Release);
+            }
+        }
+    }
+
+    /// Waits until the lanes have done everything that workers, which have ended, gave them.
+    ///
+    /// # Errors
+    /// If a lane failed.
+    pub fn finish(self, deadline: Duration) -> anyhow::Result<LanesEnd> {
+        drop(self.feeders);
+        if let Some(offline) = self.offline {
+            offline.finish(deadline)?;
+        }
+        let slow = self.slow.map(SlowLane::finish).transpose()?;
+        if let Some(signals) = self.signals {
+            signals.finish();
+        }
+        Ok(LanesEnd { slow })
+    }
+}
+
+/// The closed epoch of a lane that is not there: it never holds anybody.
+pub const NO_LANE: u64 = u64::MAX / 2;
+
+fn open_offline(plan: &Plan, board: &Board, begin: Begin) -> OpenOffline {
+    let open = |table: &OfflinePlan| OpenTable {
+        name: table.name.clone(),
+        config: OfflineConfig {
+            from: plan.streams[table.stream].name.clone(),
+            table: table.table.clone(),
+            every: table.every,
+        },
+        schema: plan.streams[table.stream].schema.clone(),
+        origins: Origins { partitions: board.partitions.clone(), model: plan.model_info(table.stream) },
+    };
+    OpenOffline {
+        job: plan.name.clone(),
+        topology_hash: plan.hash.clone(),
+        folder: plan.folder.clone(),
+        workers: plan.engine.workers,
+        begin,
+        tables: plan.offline.iter().map(open).collect(),
+    }
+}
+
+/// The slow lane's share of a plan.
+fn slow_plan(plan: &Plan) -> SlowPlan {
+    let detector = |detector: &crate::plan::DetectorPlan| {
+        let stream = &plan.streams[detector.stream];
+        DetectorPlan {
+            name: detector.name.clone(),
+            stream: detector.stream,
+            stream_name: stream.name.clone(),
+            column: detector.column,
+            column_name: stream.schema.field(detector.column).name().clone(),
+            config: detector.detector.clone(),
+        }
+    };
+    let outcome = |outcome: &crate::plan::OutcomePlan| {
+        let schema = &plan.streams[outcome.predictions].schema;
+        let named = |column: &usize| (schema.field(*column).name().clone(), *column);
+        OutcomePlan {
+            name: outcome.name.clone(),
+            predictions: outcome.predictions,
+            prediction_key: outcome.prediction_key.clone(),
+            score: outcome.score,
+            slices: outcome.slices.iter().map(named).collect(),
+            labels: outcome.labels,
+            label_key: outcome.label_key.clone(),
+            value: outcome.value.clone(),
+            window: outcome.window,
+        }
+    };
+    SlowPlan {
+        workers: plan.engine.workers,
+        detectors: plan.detectors.iter().map(detector).collect(),
+        outcomes: plan.outcomes.iter().map(outcome).collect(),
+    }
+}

@@ -1,0 +1,192 @@
+//! A sink's end in the dataflow: encodes rows and hands them to the sink's writer, never waiting for it.
+//!
+//! What the writer can't take stays in a queue here, and a sink with a queue shuts the gate of the sources. The queue
+//! holds records and ends of epochs in order, so an epoch is closed at the writer after its last record.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use millstream_operators::Batch;
+use millstream_operators::operator::{Operator, Outputs};
+
+use super::clock::now_micros;
+use super::failure::Failures;
+use super::meter::{Meters, SinkCounters};
+use super::shared::{Durable, Gates};
+use crate::encode::Encoder;
+use crate::sinks::{Records, SinkError, SinkWriter};
+
+enum Queued {
+    Records { epoch: u64, records: Records, from: usize },
+    End(u64),
+}
+
+/// A sink on one worker, as an operator without output.
+pub struct Output {
+    name: Arc<str>,
+    encoder: Encoder,
+    writer: Box<dyn SinkWriter>,
+    queue: VecDeque<Queued>,
+    epoch: u64,
+    failed: bool,
+    durable: Arc<Durable>,
+    slot: usize,
+    gates: Arc<Gates>,
+    failures: Failures,
+    counters: Arc<SinkCounters>,
+    stalled_at: Option<Instant>,
+}
+
+/// What an output shares with the rest of its process.
+pub struct OutputContext {
+    /// Where the writer's durable epoch is kept, and under which number.
+    pub durable: Arc<Durable>,
+    /// The writer's number in `durable`.
+    pub slot: usize,
+    /// The first epoch of this run.
+    pub first_epoch: u64,
+    /// The gates of the sources.
+    pub gates: Arc<Gates>,
+    /// Where a failure is reported.
+    pub failures: Failures,
+    /// What the job counts.
+    pub meters: Arc<Meters>,
+}
+
+impl Output {
+    /// A sink's end with its encoder and writer.
+    pub fn new(name: Arc<str>, encoder: Encoder, writer: Box<dyn SinkWriter>, context: OutputContext) -> Self {
+        Output {
+            counters: context.meters.sink(&name),
+            name,
+            encoder,
+            writer,
+            queue: VecDeque::new(),
+            epoch: context.first_epoch,
+            stalled_at: None,
+            failed: false,
+            durable: context.durable,
+            slot: context.slot,
+            gates: context.gates,
+            failures: context.failures,
+        }
+    }
+
+    /// The writer's position, for the checkpoint.
+    pub fn position(&self) -> Option<u64> {
+        self.writer.position()
+    }
+
+    fn encode(&mut self, batch: &Batch) {
+        let records = self.encoder.encode(batch, self.epoch);
+        self.counters.encoded(&records, batch, now_micros());
+        self.queue.push_back(Queued::Records { epoch: self.epoch, records, from: 0 });
+    }
+
+    /// Hands the queue to the writer until it takes no more.
+    fn flush(&mut self) -> Result<(), SinkError> {
+        while let Some(first) = self.queue.front_mut() {
+            match first {
+                Queued::Records { epoch, records, from } => {
+                    *from = self.writer.write(*epoch, records, *from)?;
+                    if *from < records.len() {
+                        break;
+                    }
+                }
+                Queued::End(epoch) => self.writer.close_epoch(*epoch)?,
+            }
+            self.queue.pop_front();
+        }
+        self.mark_stalled(!self.queue.is_empty());
+        if let Some(epoch) = self.writer.durable()? {
+            self.durable.set(self.slot, epoch);
+            if let Some(epoch) = self.durable.epoch() {
+                self.gates.durable_epoch.store(epoch, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Shuts the gate of the sources while the writer can't take what it was given, and opens it again.
+    fn mark_stalled(&mut self, stalled: bool) {
+        match (stalled, self.stalled_at) {
+            (true, None) => {
+                self.stalled_at = Some(Instant::now());
+                self.gates.stalled_sinks.fetch_add(1, Ordering::Relaxed);
+            }
+            (false, Some(since)) => {
+                self.stalled_at = None;
+                self.gates.stalled_sinks.fetch_sub(1, Ordering::Relaxed);
+                self.counters.stalled_micros.fetch_add(since.elapsed().as_micros() as u64, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+    }
+
+    /// A failed sink takes no more: the job ends, and its next start goes on before the failure.
+    fn check(&mut self, result: Result<(), SinkError>) {
+        if let Err(error) = result {
+            self.failed = true;
+            self.queue.clear();
+            self.mark_stalled(false);
+            self.gates.failed.store(true, Ordering::Release);
+            self.failures.report(anyhow::Error::new(error).context(format!("sink `{}` failed", self.name)));
+        }
+    }
+}
+
+impl Operator for Output {
+    fn process(&mut self, _port: usize, batch: Batch, _out: &mut Outputs) {
+        if self.failed {
+            return;
+        }
+        self.encode(&batch);
+        let flushed = self.flush();
+        self.check(flushed);
+    }
+
+    /// One writer for all workers writes the rows of a tick in event-time order, so that its output does not depend on
+    /// the number of workers.
+    fn process_tick(&mut self, batches: Vec<(usize, Batch)>, out: &mut Outputs) {
+        let batches: Vec<Batch> = batches.into_iter().map(|(_, batch)| batch).collect();
+        match Batch::concat(&batches).and_then(|all| all.map(|all| in_event_order(&all)).transpose()) {
+            Ok(Some(batch)) => self.process(0, batch, out),
+            Ok(None) => {}
+            Err(error) => {
+                let error = anyhow::Error::new(error).context(format!("sink `{}`: batches of one stream", self.name));
+                self.failures.report(error);
+            }
+        }
+    }
+
+    fn close_epoch(&mut self, epoch: u64, _out: &mut Outputs) {
+        self.epoch = epoch + 1;
+        if self.failed {
+            return;
+        }
+        self.queue.push_back(Queued::End(epoch));
+        let flushed = self.flush();
+        self.check(flushed);
+    }
+
+    fn poll(&mut self) -> bool {
+        if self.failed {
+            return false;
+        }
+        let flushed = self.flush();
+        self.check(flushed);
+        !self.failed && (!self.queue.is_empty() || self.durable.of(self.slot) + 1 < self.epoch)
+    }
+}
+
+/// The rows by (event time, source, partition, offset).
+pub fn in_event_order(batch: &Batch) -> Result<Batch, arrow::error::ArrowError> {
+    let mut order: Vec<u32> = (0..batch.len() as u32).collect();
+    order.sort_by_key(|i| {
+        let row = &batch.rows[*i as usize];
+        (row.event_time, row.source, row.partition, row.offset)
+    });
+    batch.take(&order)
+}

@@ -1,0 +1,285 @@
+//! The slow lane: what may take milliseconds, beside the lane that may not. Drift detectors, and outcomes (predictions
+//! joined to labels that arrive later) as differential collections.
+//!
+//! ```text
+//! workers ──rows, stamped with their epoch──▶ one thread: ─▶ detectors ─▶ signals ─▶ sinks
+//!         ──"epoch e is complete"───────────▶   epoch by   ─▶ outcomes  ─▶ quality ─▶ metrics, summary
+//!                                               epoch
+//! ```
+//!
+//! An epoch is processed when every worker has completed it, its rows in the order of (event time, source, partition,
+//! offset). So the results depend on the rows and the cuts of the epochs alone: not on the number of workers, nor on who
+//! was faster.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use anyhow::{Context as _, anyhow};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use millstream_operators::drift::DetectorKind;
+use millstream_operators::expressions::Expression;
+use millstream_operators::quality::Quality;
+use millstream_operators::units::Millis;
+use millstream_operators::{Batch, EventTime};
+use serde::{Deserialize, Serialize};
+use timely::worker::Worker;
+
+use crate::runtime::output::in_event_order;
+use crate::runtime::signals::Signal;
+use detectors::Detectors;
+use outcomes::Outcomes;
+
+mod detectors;
+mod outcomes;
+
+/// What the slow lane does.
+#[derive(Debug, Clone, Default)]
+pub struct SlowPlan {
+    /// Number of workers that feed it.
+    pub workers: usize,
+    /// The detectors.
+    pub detectors: Vec<DetectorPlan>,
+    /// The outcomes.
+    pub outcomes: Vec<OutcomePlan>,
+}
+
+/// A detector on a column.
+#[derive(Debug, Clone)]
+pub struct DetectorPlan {
+    /// The detector's name.
+    pub name: String,
+    /// The stream it watches, by the number that feeds carry.
+    pub stream: usize,
+    /// The stream's name.
+    pub stream_name: String,
+    /// The column's place.
+    pub column: usize,
+    /// The column's name.
+    pub column_name: String,
+    /// The detector.
+    pub config: DetectorKind,
+}
+
+/// Predictions to be joined to labels.
+#[derive(Debug, Clone)]
+pub struct OutcomePlan {
+    /// The outcome's name.
+    pub name: String,
+    /// The stream of predictions.
+    pub predictions: usize,
+    /// Its columns that make the key.
+    pub prediction_key: Vec<usize>,
+    /// Its column that holds the score.
+    pub score: usize,
+    /// Its columns to cut the figures by, with their names.
+    pub slices: Vec<(String, usize)>,
+    /// The stream of labels.
+    pub labels: usize,
+    /// Its columns that make the key.
+    pub label_key: Vec<usize>,
+    /// The label: a number (from 0.5 on positive) or a boolean; null is no label.
+    pub value: Expression,
+    /// How far back predictions and labels count, in event time.
+    pub window: Millis,
+}
+
+/// What a worker tells the slow lane.
+#[derive(Debug)]
+pub enum Feed {
+    /// Rows of a stream in an epoch.
+    Rows {
+        /// The stream.
+        stream: usize,
+        /// The epoch.
+        epoch: u64,
+        /// The rows.
+        batch: Batch,
+    },
+    /// The worker has handed over all of an epoch.
+    Close {
+        /// The worker.
+        worker: usize,
+        /// The epoch.
+        epoch: u64,
+        /// No event at or before this is expected after it.
+        watermark: EventTime,
+    },
+    /// The worker has no more.
+    End {
+        /// The worker.
+        worker: usize,
+    },
+}
+
+/// Quality by outcome and slice; the slice `""` is everything.
+pub type QualityBySlice = BTreeMap<String, BTreeMap<String, Quality>>;
+
+/// What the slow lane leaves behind.
+#[derive(Debug, Default)]
+pub struct SlowReport {
+    /// Its state, for the checkpoint.
+    pub state: Vec<u8>,
+    /// Signals by detector, in this run.
+    pub signals: BTreeMap<String, u64>,
+    /// Quality of the predictions in the windows.
+    pub quality: QualityBySlice,
+}
+
+/// The running slow lane.
+pub struct SlowLane {
+    sender: Sender<Feed>,
+    closed: Arc<AtomicU64>,
+    quality: Arc<Mutex<QualityBySlice>>,
+    thread: JoinHandle<anyhow::Result<SlowReport>>,
+}
+
+impl SlowLane {
+    /// Starts the lane with the state of a checkpoint, if there is one; `first_epoch` is the first it will see. Signals
+    /// go to `signals`, each epoch's before its close.
+    ///
+    /// # Errors
+    /// If the state does not belong to the plan, or a detector can't be built.
+    pub fn start(
+        plan: SlowPlan,
+        state: Option<&[u8]>,
+        first_epoch: u64,
+        signals: Sender<Signal>,
+    ) -> anyhow::Result<SlowLane> {
+        let state: State = match state {
+            Some(bytes) => postcard::from_bytes(bytes).context("decode the slow lane's state")?,
+            None => State::default(),
+        };
+        let detectors = Detectors::new(&plan.detectors, &state.detectors)?;
+        let (sender, receiver) = unbounded();
+        let closed = Arc::new(AtomicU64::new(first_epoch - 1));
+        let quality = Arc::new(Mutex::new(QualityBySlice::new()));
+        let shared = (closed.clone(), quality.clone());
+        let run = move || {
+            timely::execute_directly(move |worker| {
+                let outcomes: anyhow::Result<Vec<Outcomes>> = plan
+                    .outcomes
+                    .iter()
+                    .map(|outcome| Outcomes::new(worker, outcome, first_epoch, state.outcomes.get(&outcome.name)))
+                    .collect();
+                let (closed, quality) = shared;
+                let mut lane = Running { plan, detectors, outcomes: outcomes?, signals, closed, quality };
+                lane.run(worker, &receiver)?;
+                lane.finish()
+            })
+        };
+        let thread = std::thread::Builder::new().name("slow lane".into()).spawn(run).context("start the slow lane")?;
+        Ok(SlowLane { sender, closed, quality, thread })
+    }
+
+    /// A way in for a worker.
+    pub fn feed(&self) -> Sender<Feed> {
+        self.sender.clone()
+    }
+
+    /// The newest epoch that has been processed.
+    pub fn closed_epoch(&self) -> u64 {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// The figures after the newest epoch.
+    pub fn quality(&self) -> Arc<Mutex<QualityBySlice>> {
+        self.quality.clone()
+    }
+
+    /// Waits until everything that was fed has been processed. Workers must have ended.
+    ///
+    /// # Errors
+    /// If the lane failed.
+    pub fn finish(self) -> anyhow::Result<SlowReport> {
+        drop(self.sender);
+        self.thread.join().map_err(|_| anyhow!("the slow lane panicked"))?.context("the slow lane failed")
+    }
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct State {
+    detectors: BTreeMap<String, Vec<u8>>,
+    outcomes: BTreeMap<String, outcomes::Saved>,
+}
+
+/// Rows of an open epoch, and who has completed it.
+#[derive(Default)]
+struct Open {
+    rows: BTreeMap<usize, Vec<Batch>>,
+    completed: usize,
+    watermark: Option<EventTime>,
+}
+
+struct Running {
+    plan: SlowPlan,
+    detectors: Detectors,
+    outcomes: Vec<Outcomes>,
+    signals: Sender<Signal>,
+    closed: Arc<AtomicU64>,
+    quality: Arc<Mutex<QualityBySlice>>,
+}
+
+impl Running {
+    /// Processes epochs as they are completed, until no worker can feed any more.
+    fn run(&mut self, worker: &mut Worker, receiver: &Receiver<Feed>) -> anyhow::Result<()> {
+        let mut open: BTreeMap<u64, Open> = BTreeMap::new();
+        let mut ended = 0;
+        while ended < self.plan.workers {
+            let Ok(feed) = receiver.recv() else { break };
+            match feed {
+                Feed::Rows { stream, epoch, batch } => {
+                    open.entry(epoch).or_default().rows.entry(stream).or_default().push(batch);
+                }
+                Feed::Close { epoch, watermark, .. } => {
+                    let of_epoch = open.entry(epoch).or_default();
+                    of_epoch.completed += 1;
+                    of_epoch.watermark = Some(of_epoch.watermark.map_or(watermark, |known| known.min(watermark)));
+                }
+                Feed::End { .. } => ended += 1,
+            }
+            while let Some(first) = open.first_entry() {
+                if first.get().completed < self.plan.workers {
+                    break;
+                }
+                let (epoch, complete) = first.remove_entry();
+                self.epoch(worker, epoch, complete)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn epoch(&mut self, worker: &mut Worker, epoch: u64, complete: Open) -> anyhow::Result<()> {
+        let mut rows = BTreeMap::new();
+        for (stream, batches) in complete.rows {
+            if let Some(batch) = Batch::concat(&batches)? {
+                rows.insert(stream, in_event_order(&batch)?);
+            }
+        }
+        if let Some(signals) = self.detectors.observe(&rows) {
+            // The writers of signals outlive the lane; a closed channel means that the job is ending with an error.
+            drop(self.signals.send(Signal::Rows(signals)));
+        }
+        drop(self.signals.send(Signal::Close(epoch)));
+        let watermark = complete.watermark.unwrap_or(EventTime::MIN);
+        let mut figures = QualityBySlice::new();
+        for outcome in &mut self.outcomes {
+            outcome.epoch(worker, epoch, &rows, watermark)?;
+            figures.insert(outcome.name().into(), outcome.quality());
+        }
+        *self.quality.lock().expect("no thread panics with the lock") = figures;
+        self.closed.store(epoch, Ordering::Release);
+        Ok(())
+    }
+
+    fn finish(self) -> anyhow::Result<SlowReport> {
+        let quality = self.outcomes.iter().map(|outcome| (outcome.name().to_string(), outcome.quality())).collect();
+        let state = State {
+            detectors: self.detectors.save(),
+            outcomes: self.outcomes.into_iter().map(|outcome| (outcome.name().to_string(), outcome.save())).collect(),
+        };
+        let state = postcard::to_allocvec(&state).context("encode the slow lane's state")?;
+        Ok(SlowReport { state, signals: self.detectors.into_counts(), quality })
+    }
+}

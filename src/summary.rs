@@ -1,0 +1,190 @@
+//! What a run did: the closing summary, for people and, as JSON, for scripts.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::Ordering::Relaxed;
+
+use hdrhistogram::Histogram;
+use millstream_operators::reject::Reason;
+use serde::Serialize;
+
+use crate::runtime::meter::Meters;
+use crate::slow::SlowReport;
+
+/// What a run did.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Summary {
+    /// Name of the job.
+    pub job: String,
+    /// How it ended: `end_of_input` or `stopped`.
+    pub ended: String,
+    /// The last epoch, durable in every sink.
+    pub epoch: u64,
+    /// Seconds from start to end.
+    pub duration_seconds: f64,
+    /// Events in, by source.
+    pub events: BTreeMap<String, u64>,
+    /// Predictions, by model.
+    pub predictions: BTreeMap<String, u64>,
+    /// Rejected records, by stage and reason.
+    pub rejects: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Late records dropped, by source.
+    pub late: BTreeMap<String, u64>,
+    /// Records dropped by filters, by node.
+    pub filtered: BTreeMap<String, u64>,
+    /// Records out, by sink.
+    pub sinks: BTreeMap<String, u64>,
+    /// Drift signals, by detector.
+    pub drift_signals: BTreeMap<String, u64>,
+    /// Quality by outcome and slice (the empty slice is everything).
+    pub quality: BTreeMap<String, BTreeMap<String, Quality>>,
+    /// Microseconds from a record's arrival in the process to its sink's writer, by sink.
+    pub latency_micros: BTreeMap<String, Latency>,
+    /// Largest resident memory of the process.
+    pub memory_peak_bytes: u64,
+}
+
+/// Quality of predictions whose labels have arrived.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Quality {
+    /// Predictions with a label.
+    pub joined: u64,
+    /// Share of positive labels.
+    pub base_rate: Option<f64>,
+    /// Area under the ROC curve; none without both classes.
+    pub auc: Option<f64>,
+    /// Mean log loss.
+    pub log_loss: Option<f64>,
+    /// Mean squared error of the score.
+    pub brier: Option<f64>,
+    /// Expected calibration error.
+    pub calibration_error: Option<f64>,
+}
+
+/// Percentiles of a latency.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Latency {
+    /// Number of records.
+    pub count: u64,
+    /// Median.
+    pub p50: u64,
+    /// 99th percentile.
+    pub p99: u64,
+    /// 99.9th percentile.
+    pub p999: u64,
+    /// Largest.
+    pub max: u64,
+}
+
+impl Latency {
+    /// The percentiles of a histogram.
+    pub fn of(histogram: &Histogram<u64>) -> Self {
+        Latency {
+            count: histogram.len(),
+            p50: histogram.value_at_quantile(0.5),
+            p99: histogram.value_at_quantile(0.99),
+            p999: histogram.value_at_quantile(0.999),
+            max: histogram.max(),
+        }
+    }
+}
+
+impl Summary {
+    /// Fills in what the meters have counted. `models` names the streams that are predictions.
+    pub fn count(&mut self, meters: &Meters, models: &[&str]) {
+        for (name, source) in meters.sources() {
+            self.events.insert(name.to_string(), source.records.load(Relaxed));
+        }
+        for (name, node) in meters.nodes() {
+            let name = name.to_string();
+            if models.contains(&name.as_str()) {
+                self.predictions.insert(name.clone(), node.records_out.load(Relaxed));
+            }
+            for (reason, count) in Reason::ALL.iter().zip(&node.rejects) {
+                let count = count.load(Relaxed);
+                if count > 0 {
+                    self.rejects.entry(name.clone()).or_default().insert(reason.as_str().into(), count);
+                }
+            }
+            for (totals, count) in [(&mut self.late, &node.late), (&mut self.filtered, &node.filtered)] {
+                if count.load(Relaxed) > 0 {
+                    totals.insert(name.clone(), count.load(Relaxed));
+                }
+            }
+        }
+        for (name, sink) in meters.sinks() {
+            self.sinks.insert(name.to_string(), sink.records.load(Relaxed));
+            let latency = sink.latency.lock().expect("no thread panics with the lock");
+            self.latency_micros.insert(name.to_string(), Latency::of(&latency));
+        }
+    }
+}
+
+impl Summary {
+    /// Fills in what the slow lane has found.
+    pub fn judge(&mut self, slow: &SlowReport) {
+        self.drift_signals = slow.signals.clone();
+        for (outcome, slices) in &slow.quality {
+            let figures = slices.iter().map(|(slice, quality)| {
+                let quality = Quality {
+                    joined: quality.count,
+                    base_rate: quality.base_rate,
+                    auc: quality.auc,
+                    log_loss: quality.log_loss,
+                    brier: quality.brier,
+                    calibration_error: quality.calibration_error,
+                };
+                (slice.clone(), quality)
+            });
+            self.quality.insert(outcome.clone(), figures.collect());
+        }
+    }
+}
+
+/// Writes the summary for people.
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: {} after {:.1} s, epoch {}", self.job, self.ended, self.duration_seconds, self.epoch)?;
+        for (title, counts) in [
+            ("events", &self.events),
+            ("predictions", &self.predictions),
+            ("late", &self.late),
+            ("filtered", &self.filtered),
+            ("written", &self.sinks),
+            ("drift signals", &self.drift_signals),
+        ] {
+            if !counts.is_empty() {
+                let counts: Vec<String> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+                writeln!(f, "  {title:14} {}", counts.join(", "))?;
+            }
+        }
+        for (stage, reasons) in &self.rejects {
+            let reasons: Vec<String> = reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+            writeln!(f, "  rejects        {stage}: {}", reasons.join(", "))?;
+        }
+        for (outcome, slices) in &self.quality {
+            if let Some(all) = slices.get("") {
+                let figure = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.4}"));
+                let (auc, loss, error) = (figure(all.auc), figure(all.log_loss), figure(all.calibration_error));
+                let joined = all.joined;
+                writeln!(
+                    f,
+                    "  quality        {outcome}: AUC {auc}, log loss {loss}, calibration error {error} ({joined} labels)"
+                )?;
+            }
+        }
+        for (sink, latency) in &self.latency_micros {
+            let (p50, p99) = (latency.p50 as f64 / 1e3, latency.p99 as f64 / 1e3);
+            writeln!(f, "  latency        {sink}: p50 {p50:.2} ms, p99 {p99:.2} ms")?;
+        }
+        writeln!(f, "  memory         {} MiB at most", self.memory_peak_bytes >> 20)
+    }
+}
+
+/// The largest resident memory of this process so far, in bytes; 0 where the system does not say.
+pub fn memory_peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()).and_then(|number| number.parse::<u64>().ok());
+    kilobytes.unwrap_or(0) * 1024
+}

@@ -1,0 +1,33 @@
+//! A topology on its history: the same nodes, fed by files instead of topics, writing files instead of topics.
+
+use std::path::Path;
+
+use super::Topology;
+use crate::offline::TableKind;
+use crate::sinks::SinkKind;
+use crate::sinks::file::FileSink;
+use crate::sources::SourceKind;
+
+impl Topology {
+    /// True when every source ends: such a topology is run in event-time order, to its end.
+    pub fn is_bounded(&self) -> bool {
+        self.sources.values().all(|source| !matches!(source.from, SourceKind::Kafka(_)))
+    }
+
+    /// The topology for a replay that writes below `out`: a Kafka sink `s` becomes the file `sinks/s.jsonl`, an offline
+    /// table `t` the table `offline/t`, and the state lies in `state`.
+    pub fn on_history(mut self, out: &Path) -> Topology {
+        let below = |path: String| out.join(path).to_string_lossy().into_owned();
+        for (name, sink) in &mut self.sinks {
+            if matches!(sink.to, SinkKind::Kafka(_)) {
+                sink.to = SinkKind::File(FileSink { path: below(format!("sinks/{name}.jsonl")) });
+            }
+        }
+        for (name, table) in &mut self.offline {
+            let TableKind::Delta(delta) = &mut table.table;
+            delta.path = below(format!("offline/{name}"));
+        }
+        self.engine.state = below("state".into());
+        self
+    }
+}
