@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::topology::Topology;
 
+pub mod layout;
 pub mod mermaid;
 pub mod svg;
 pub mod text;

@@ -1,54 +1,66 @@
 //! A graph as one self-contained SVG: layers from left to right, readable on a light and on a dark page.
 
 use super::Graph;
+use super::layout::{Place, layout};
 
-const GLYPH: f64 = 7.2;
+/// Width of a letter, at the size of names.
+const LETTER: f64 = 7.4;
 const PADDING: f64 = 14.0;
 const HEIGHT: f64 = 46.0;
-const ROW: f64 = 66.0;
-const GAP: f64 = 64.0;
 const MARGIN: f64 = 20.0;
 const TITLE: f64 = 34.0;
 
-/// Where a node's box stands.
-#[derive(Clone, Copy)]
-struct Place {
-    x: f64,
-    y: f64,
-    width: f64,
-}
-
 /// The picture.
 pub fn draw(graph: &Graph) -> String {
-    let (places, width, height) = places(graph);
+    let letters = |node: &super::Node| node.name.chars().count().max(caption(node).chars().count());
+    let widths = graph.nodes.iter().map(|node| letters(node) as f64 * LETTER + 2.0 * PADDING);
+    let layout = layout(graph, &widths.collect::<Vec<_>>(), HEIGHT);
+    let title = graph.title.chars().count() as f64 * 10.0;
+    let (width, height) = (layout.width.max(title) + 2.0 * MARGIN, layout.height + TITLE + MARGIN);
     let mut text = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" width=\"{width:.0}\" \
-         height=\"{height:.0}\" role=\"img\" aria-label=\"topology {}\">\n{STYLE}",
-        escaped(&graph.title)
+         height=\"{height:.0}\" role=\"img\" aria-label=\"topology {title}\">\n{STYLE}\
+         <text class=\"title\" x=\"{MARGIN}\" y=\"26\">{title}</text>\n<g transform=\"translate({MARGIN} {TITLE})\">\n",
+        title = escaped(&graph.title)
     );
-    text.push_str(&format!("<text class=\"title\" x=\"{MARGIN}\" y=\"26\">{}</text>\n", escaped(&graph.title)));
-    for (from, to) in &graph.edges {
-        let (a, b) = (places[*from], places[*to]);
-        let (x1, y1, x2, y2) = (a.x + a.width, a.y + HEIGHT / 2.0, b.x - 5.0, b.y + HEIGHT / 2.0);
-        let bend = ((x2 - x1) / 2.0).max(24.0);
-        text.push_str(&format!(
-            "<path class=\"edge\" marker-end=\"url(#arrow)\" d=\"M{x1:.1} {y1:.1} C{:.1} {y1:.1} {:.1} {y2:.1} {x2:.1} {y2:.1}\"/>\n",
-            x1 + bend,
-            x2 - bend
-        ));
+    for points in &layout.edges {
+        text.push_str(&edge(points));
     }
-    for (node, Place { x, y, width }) in graph.nodes.iter().zip(&places) {
-        let (middle, name_y, detail_y) = (x + width / 2.0, y + 19.0, y + 36.0);
-        let what = node.what;
-        text.push_str(&format!(
-            "<g class=\"{what}\"><title>{what}: {name}</title><rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{HEIGHT}\" rx=\"7\"/>\
-             <text class=\"name\" x=\"{middle:.1}\" y=\"{name_y:.1}\">{name}</text>\
-             <text class=\"detail\" x=\"{middle:.1}\" y=\"{detail_y:.1}\">{detail}</text></g>\n",
-            name = escaped(&node.name),
-            detail = escaped(&caption(node))
-        ));
+    for (node, place) in graph.nodes.iter().zip(&layout.boxes) {
+        text.push_str(&boxed(node, place));
     }
-    text + "</svg>\n"
+    text + "</g>\n</svg>\n"
+}
+
+/// An edge: a bend between two layers, a straight line past a layer.
+fn edge(points: &[(f64, f64)]) -> String {
+    let Some((x, y)) = points.first() else { return String::new() };
+    let mut path = format!("M{x:.1} {y:.1}");
+    for (i, pair) in points.windows(2).enumerate() {
+        let ((x1, y1), (mut x2, y2)) = (pair[0], pair[1]);
+        if i + 2 == points.len() {
+            // The arrow's head stands in front of the box.
+            x2 -= 5.0;
+        }
+        let bend = (x1 + x2) / 2.0;
+        path += &match i % 2 {
+            0 => format!(" C{bend:.1} {y1:.1} {bend:.1} {y2:.1} {x2:.1} {y2:.1}"),
+            _ => format!(" L{x2:.1} {y2:.1}"),
+        };
+    }
+    format!("<path class=\"edge\" marker-end=\"url(#arrow)\" d=\"{path}\"/>\n")
+}
+
+fn boxed(node: &super::Node, Place { x, y, width }: &Place) -> String {
+    let (middle, name_y, detail_y, what) = (x + width / 2.0, y + 19.0, y + 36.0, node.what);
+    format!(
+        "<g class=\"{what}\"><title>{what}: {name}</title>\
+         <rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{HEIGHT}\" rx=\"7\"/>\
+         <text class=\"name\" x=\"{middle:.1}\" y=\"{name_y:.1}\">{name}</text>\
+         <text class=\"detail\" x=\"{middle:.1}\" y=\"{detail_y:.1}\">{detail}</text></g>\n",
+        name = escaped(&node.name),
+        detail = escaped(&caption(node))
+    )
 }
 
 /// The second line of a box: what the node is, and what it does as far as it fits.
@@ -62,50 +74,6 @@ fn caption(node: &super::Node) -> String {
         Some((cut, _)) => format!("{}…", &whole[..cut]),
         None => whole,
     }
-}
-
-/// The place of each box, and the size of the picture.
-fn places(graph: &Graph) -> (Vec<Place>, f64, f64) {
-    let layers = graph.layers();
-    let columns = columns(graph, &layers);
-    let tallest = columns.iter().map(Vec::len).max().unwrap_or(0) as f64;
-    let mut places = vec![Place { x: 0.0, y: 0.0, width: 0.0 }; graph.nodes.len()];
-    let mut x = MARGIN;
-    for column in &columns {
-        let letters = |i: &usize| graph.nodes[*i].name.chars().count().max(caption(&graph.nodes[*i]).chars().count());
-        let width = column.iter().map(letters).max().unwrap_or(0) as f64 * GLYPH + 2.0 * PADDING;
-        let top = TITLE + MARGIN + (tallest - column.len() as f64) * ROW / 2.0;
-        for (row, i) in column.iter().enumerate() {
-            places[*i] = Place { x, y: top + row as f64 * ROW, width };
-        }
-        x += width + GAP;
-    }
-    let title_width = graph.title.chars().count() as f64 * 10.0 + 2.0 * MARGIN;
-    ((places), (x - GAP + MARGIN).max(title_width), TITLE + 2.0 * MARGIN + tallest * ROW - (ROW - HEIGHT))
-}
-
-/// The nodes of each layer, ordered so that edges cross little: each node near the middle of those that it reads.
-fn columns(graph: &Graph, layers: &[usize]) -> Vec<Vec<usize>> {
-    let last = layers.iter().copied().max().map_or(0, |last| last + 1);
-    let mut columns: Vec<Vec<usize>> = vec![Vec::new(); last];
-    for (i, layer) in layers.iter().enumerate() {
-        columns[*layer].push(i);
-    }
-    let mut row = vec![0.0; graph.nodes.len()];
-    for column in &mut columns {
-        let middle = |i: usize, row: &[f64]| {
-            let inputs: Vec<f64> = graph.edges.iter().filter(|(_, to)| *to == i).map(|(from, _)| row[*from]).collect();
-            if inputs.is_empty() { f64::MAX } else { inputs.iter().sum::<f64>() / inputs.len() as f64 }
-        };
-        let mut ordered: Vec<(f64, usize)> = column.iter().map(|i| (middle(*i, &row), *i)).collect();
-        ordered.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        *column = ordered.into_iter().map(|(_, i)| i).collect();
-        let half = column.len() as f64 / 2.0;
-        for (place, i) in column.iter().enumerate() {
-            row[*i] = place as f64 - half;
-        }
-    }
-    columns
 }
 
 fn escaped(text: &str) -> String {
