@@ -103,6 +103,15 @@ pub fn describe(error: &anyhow::Error) -> String {
     }
 }
 
+/// Writes a command's result on standard output. A reader that has gone (`| head`) is no error: it has what it wanted.
+fn print(text: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
 /// How problems are shown on standard error.
 fn style() -> Style {
     use std::io::IsTerminal;

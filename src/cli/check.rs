@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::{Run, folder_of, style};
+use super::{Run, folder_of, print, style};
 use crate::models;
 use crate::plan::Plan;
 use crate::topology::Topology;
@@ -37,13 +37,13 @@ impl Run for Check {
         let ok = report.errors() == 0;
         if self.json {
             let text = serde_json::to_string_pretty(&json!({ "ok": ok, "problems": report.to_json() }))?;
-            println!("{text}");
+            print(&(text + "\n"))?;
         } else {
             if !report.problems.is_empty() {
                 eprint!("{}", report.render(style()));
             }
             match file.topology.as_ref().filter(|_| ok) {
-                Some(topology) => print!("{}", summary(&self.file.display().to_string(), topology, &warnings)),
+                Some(topology) => print(&summary(&self.file.display().to_string(), topology, &warnings))?,
                 None => eprintln!("\n{}: {}", self.file.display(), counted(report.errors(), "error")),
             }
         }

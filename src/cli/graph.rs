@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 
-use super::{Run, load};
+use super::{Run, load, print};
 use crate::graph::{self, mermaid, svg, text};
 
 /// Prints the graph of a topology.
@@ -37,7 +37,7 @@ impl Run for Graph {
             Format::Mermaid => mermaid::draw(&graph),
             Format::Svg => svg::draw(&graph),
         };
-        print!("{drawn}");
+        print(&drawn)?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::Args;
 use millstream_operators::error::nearest;
 
-use super::Run;
 use super::reference::{families, kind_page};
+use super::{Run, print};
 
 /// Lists the kinds that a topology file can name, or prints the reference of one.
 #[derive(Debug, Args)]
@@ -21,7 +21,7 @@ impl Run for Kinds {
         let Some(name) = self.name else {
             for family in &families {
                 let names: Vec<&str> = family.kinds.iter().map(|kind| kind.info.name).collect();
-                println!("{:14} {}", family.name, names.join(", "));
+                print(&format!("{:14} {}\n", family.name, names.join(", ")))?;
             }
             return Ok(ExitCode::SUCCESS);
         };
@@ -32,7 +32,7 @@ impl Run for Kinds {
             let hint = hint.unwrap_or_else(|| "`millstream kinds` lists all".to_string());
             anyhow::bail!("there is no kind `{name}`; {hint}");
         }
-        print!("{}", pages.join("\n"));
+        print(&pages.join("\n"))?;
         Ok(ExitCode::SUCCESS)
     }
 }

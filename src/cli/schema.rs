@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::Run;
 use super::reference::schema_text;
+use super::{Run, print};
 
 /// Prints the JSON Schema of topology files, for editors that complete and check YAML.
 #[derive(Debug, Args)]
@@ -13,7 +13,7 @@ pub(super) struct Schema {}
 
 impl Run for Schema {
     fn run(self) -> anyhow::Result<ExitCode> {
-        print!("{}", schema_text());
+        print(&schema_text())?;
         Ok(ExitCode::SUCCESS)
     }
 }
