@@ -43,6 +43,8 @@ mod planner;
 mod running;
 mod sources;
 mod streams;
+#[cfg(test)]
+mod tests;
 mod warnings;
 
 /// A topology that can run.
