@@ -1,6 +1,26 @@
 //! The integration tests, one binary: each module says what belongs there.
 
+/// Wrong topologies, and what is said about them: a file a case, in `errors/`.
+mod errors;
 /// Sources, sinks and commands on a real broker.
 mod kafka;
+/// What holds for every kind: its example parses, it is documented.
+mod kinds;
 /// The offline store, read by DuckDB and by deltalake for Python.
 mod offline;
+/// The generated pages are those in the repository.
+mod reference;
+/// The topologies of the repository pass `check`, and their graphs can be drawn.
+mod topologies;
+
+/// Compares what was made with the file that holds what was expected; with `UPDATE=1` the file is written instead.
+fn check_golden(path: &std::path::Path, made: &str) -> Result<(), String> {
+    if std::env::var_os("UPDATE").is_some() {
+        return std::fs::write(path, made).map_err(|error| format!("write {}: {error}", path.display()));
+    }
+    let expected = std::fs::read_to_string(path).unwrap_or_default();
+    if expected == made {
+        return Ok(());
+    }
+    Err(format!("{} differs; look at the change, then accept it with UPDATE=1\n\n{made}", path.display()))
+}
