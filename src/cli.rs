@@ -1,10 +1,13 @@
 //! The command line: one file a command, and the list of them.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 
+use crate::checkpoint::CheckpointError;
+use crate::models::ModelError;
 use crate::plan::Plan;
 use crate::sources::SourceError;
 use crate::topology::Topology;
@@ -81,18 +84,29 @@ pub fn run() -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The process's exit code for an error, by what a supervisor should do about it: 1 try again, 2 the topology is wrong,
-/// 3 records would be lost.
+/// The process's exit code for an error, by what a supervisor should do about it: docs/exit_codes.md.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    for cause in error.chain() {
-        if cause.is::<Report>() {
-            return 2;
-        }
-        if let Some(SourceError::Gap { .. }) = cause.downcast_ref() {
-            return 3;
-        }
+    error.chain().find_map(code_of).unwrap_or(1)
+}
+
+/// The exit code that one cause of an error asks for.
+fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if cause.is::<Report>() {
+        return Some(2);
     }
-    1
+    if let Some(error) = cause.downcast_ref::<ModelError>() {
+        return matches!(error, ModelError::NotServable { .. } | ModelError::Probe { .. }).then_some(2);
+    }
+    if let Some(SourceError::Gap { .. }) = cause.downcast_ref() {
+        return Some(3);
+    }
+    if let Some(error) = cause.downcast_ref::<CheckpointError>() {
+        use CheckpointError::{Corrupt, Newer, OtherJob, OtherTopology};
+        let unusable = matches!(error, Corrupt { .. } | Newer { .. } | OtherJob { .. } | OtherTopology { .. });
+        return unusable.then_some(5);
+    }
+    let io = cause.downcast_ref::<std::io::Error>()?;
+    matches!(io.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem).then_some(7)
 }
 
 /// An error as the user sees it.
@@ -152,4 +166,34 @@ pub fn load(path: &Path) -> anyhow::Result<(Topology, PathBuf)> {
 /// A [`Report`] of everything that keeps it from running, at its places in the file.
 pub fn plan(topology: &Topology, folder: &Path, path: &Path) -> anyhow::Result<Plan> {
     Plan::new(topology, folder).map_err(|errors| File::open(path).report(&errors, &[]).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn exit_codes_follow_the_cause() {
+        let report = Report::new("t.yaml", "", Vec::new());
+        let corrupt = CheckpointError::Corrupt { path: "state".into(), detail: "cut".into() };
+        let full = std::io::Error::from(ErrorKind::StorageFull);
+        let locked = CheckpointError::Locked { folder: "state".into(), holder: "process 1".into() };
+        for (error, code) in [
+            (anyhow::Error::from(report), 2),
+            (anyhow::Error::from(corrupt), 5),
+            (anyhow::Error::from(full), 7),
+            (anyhow::Error::from(locked), 1),
+            (anyhow!("anything else"), 1),
+        ] {
+            let error = Err::<(), _>(error).context("run the topology").unwrap_err();
+            assert_eq!(exit_code(&error), code, "{error:#}");
+        }
+    }
 }
