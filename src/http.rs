@@ -30,7 +30,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use crate::metrics::Exporter;
 use crate::online::OnlineStore;
 
-mod health;
+pub mod health;
 mod routes;
 #[cfg(test)]
 mod tests;

@@ -287,15 +287,21 @@ mod tests {
         ::metrics::with_local_recorder(&recorder, || {
             SOURCE_RECORDS.of(["flights", "departures"]).increment(3);
             EPOCH_CURRENT.of([]).set(7.0);
-            MODEL_BATCH_SIZE.of(["delay"]).record(3.0);
+            HTTP_REQUEST_DURATION.of(["/metrics"]).record(0.0015);
         });
         exporter.fold();
         let text = exporter.render();
         assert!(text.contains("# TYPE millstream_source_records_total counter"), "{text}");
         assert!(text.contains(r#"millstream_source_records_total{source="flights",topic="departures"} 3"#), "{text}");
         assert!(text.contains("millstream_epoch_current 7"), "{text}");
-        assert!(text.contains(r#"millstream_model_batch_size_bucket{model="delay",le="2"} 0"#), "{text}");
-        assert!(text.contains(r#"millstream_model_batch_size_bucket{model="delay",le="4"} 1"#), "{text}");
+        assert!(
+            text.contains(r#"millstream_http_request_duration_seconds_bucket{route="/metrics",le="0.001"} 0"#),
+            "{text}"
+        );
+        assert!(
+            text.contains(r#"millstream_http_request_duration_seconds_bucket{route="/metrics",le="0.005"} 1"#),
+            "{text}"
+        );
         assert!(text.contains("process_resident_memory_bytes "), "{text}");
     }
 }

@@ -14,6 +14,7 @@ pub mod job;
 pub mod lanes;
 pub mod meter;
 pub mod output;
+pub mod report;
 pub mod route;
 pub mod seeds;
 pub mod shared;

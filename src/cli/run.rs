@@ -10,9 +10,12 @@ use anyhow::Context as _;
 use clap::Args;
 
 use crate::display::Display;
+use crate::http::{self, health::Health};
+use crate::metrics::Exporter;
 use crate::plan::Plan;
 use crate::replay::Pace;
 use crate::runtime::job::{Job, Mode};
+use crate::runtime::report::{self, Reporter};
 use crate::summary::Summary;
 use crate::topology::Topology;
 
@@ -107,15 +110,24 @@ fn drive(mut topology: Topology, folder: PathBuf, mode: Mode, args: &Common) -> 
         crate::checkpoint::Store::forget(&plan.folder.join(&plan.engine.state))?;
     }
     let signals = Signals::listen()?;
+    let exporter = crate::metrics::install();
+    let health = Arc::new(report::health(&plan));
+    let mut reporter = Reporter::new(&plan);
     let mut job = Job::start(plan.clone(), mode)?;
+    let _server = serve(&plan, &job, &health, exporter)?;
+    (0..plan.models.len()).for_each(|model| health.set_loaded(model));
+    health.set_running();
     let mut display = Display::new(&plan, mode != Mode::Live);
     let mut deadline = None;
     while !job.ended() {
         job.look_after();
+        reporter.report(job.board(), &health);
+        job.heartbeats(&health);
         display.show(&job);
         if signals.received() > 0 && deadline.is_none() {
             tracing::info!(timeout = %plan.engine.shutdown_timeout, "stopping: finishing the records in flight");
             job.stop();
+            health.set_draining();
             deadline = Some(Instant::now() + plan.engine.shutdown_timeout.duration());
         }
         if deadline.is_some_and(|deadline| Instant::now() > deadline) || signals.received() > 1 {
@@ -126,11 +138,28 @@ fn drive(mut topology: Topology, folder: PathBuf, mode: Mode, args: &Common) -> 
     }
     let summary = job.finish()?;
     display.close();
-    report(&summary, args)?;
+    finish(&summary, args)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn report(summary: &Summary, args: &Common) -> anyhow::Result<()> {
+/// Serves metrics, health and features, unless the address is `off`.
+fn serve(plan: &Plan, job: &Job, health: &Arc<Health>, exporter: Exporter) -> anyhow::Result<Option<http::Server>> {
+    if plan.engine.http == "off" {
+        return Ok(None);
+    }
+    let about = serde_json::json!({ "job": plan.name, "topology": plan.hash });
+    let serve = http::Serve {
+        health: health.clone(),
+        exporter,
+        online: Some(job.board().online.clone()),
+        about: Box::new(move || about.clone()),
+    };
+    let server = http::start(&plan.engine.http, serve)?;
+    tracing::info!(address = %server.address(), "serving metrics, health and features");
+    Ok(Some(server))
+}
+
+fn finish(summary: &Summary, args: &Common) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(summary).context("write the summary as JSON")?;
     if let Some(path) = &args.summary {
         std::fs::write(path, &text).with_context(|| format!("write the summary to {}", path.display()))?;

@@ -43,26 +43,13 @@ macro_rules! catalogue {
 
 catalogue! {
     // The job.
-    Gauge BUILD_INFO = "millstream_build_info" ["version", "git"] Info Job FromStart "The build that runs.";
+    Gauge BUILD_INFO = "millstream_build_info" ["version"] Info Job FromStart "The build that runs.";
     Gauge JOB_INFO = "millstream_job_info" ["job", "config_hash"] Info Job FromStart "The job that runs and the hash of its topology.";
     Gauge UP_SINCE = "millstream_up_since_timestamp_seconds" [] Timestamp Job FromStart "When this start of the job began to process.";
     Gauge EPOCH_CURRENT = "millstream_epoch_current" [] Count Job FromStart "The open epoch.";
     Gauge EPOCH_COMMITTED = "millstream_epoch_committed" [] Count Job FromStart "The newest epoch of which every output is durable.";
     Gauge EPOCH_AGE_SECONDS = "millstream_epoch_age_seconds" [] Seconds Job FromStart "Time since the newest commit of an epoch, by the process's clock at the scrape. The figure to alert on: above three epoch lengths the job does not keep up or is stuck.";
-    Histogram(LATENCY) EPOCH_DURATION = "millstream_epoch_duration_seconds" [] Seconds Job FromStart "Time from the opening of an epoch to its commit.";
-    Counter CHECKPOINTS = "millstream_checkpoint_total" ["outcome"] Count Job OnceItHappens "Checkpoints, by outcome: ok or failed.";
-    Histogram(LATENCY) CHECKPOINT_DURATION = "millstream_checkpoint_duration_seconds" ["phase"] Seconds Job OnceItHappens "Time a checkpoint took, by phase.";
-    Gauge CHECKPOINT_BYTES = "millstream_checkpoint_bytes" [] Bytes Job OnceItHappens "Size of the newest checkpoint.";
-    Gauge CHECKPOINT_LAST_SUCCESS = "millstream_checkpoint_last_success_timestamp_seconds" [] Timestamp Job OnceItHappens "When the newest checkpoint was published.";
-    Counter WORKER_STEPS = "millstream_worker_steps_total" ["worker"] Count Job FromStart "Activations of a worker thread's scheduler.";
-    Counter WORKER_PARKS = "millstream_worker_parks_total" ["worker"] Count Job FromStart "Times a worker found nothing to do and slept.";
-    Gauge WORKER_IDLE_RATIO = "millstream_worker_idle_ratio" ["worker"] Ratio Job FromStart "Share of the last seconds in which a worker had nothing to do. Near 0, the job needs more workers or fewer records.";
-    Histogram(IN_PROCESS) WORKER_STEP_DURATION = "millstream_worker_step_duration_seconds" ["worker"] Seconds Job FromStart "Time of one activation that did work.";
-    Gauge WORKER_ACTIVATION_MAX_SECONDS = "millstream_worker_activation_max_seconds" ["worker"] Seconds Job FromStart "Longest activation of the last seconds: what a record may have waited behind another.";
-    Gauge CHANNEL_QUEUE_BATCHES = "millstream_channel_queue_batches" ["channel"] Count Job FromStart "Batches that wait in a channel between threads.";
-    Gauge CHANNEL_CAPACITY_BATCHES = "millstream_channel_capacity_batches" ["channel"] Count Job FromStart "Batches a channel holds before its sender waits.";
     Counter LOG_MESSAGES = "millstream_log_messages_total" ["level"] Count Job FromStart "Log messages written, by level.";
-    Counter DROPPED_SERIES = "millstream_metrics_dropped_series_total" ["metric"] Count Job OnceItHappens "Series that were not made because a label had too many values.";
 
     // Sources.
     Counter SOURCE_RECORDS = "millstream_source_records_total" ["source", "topic"] Count Sources FromStart "Records read. The topic of a file source is its path or pattern in the topology.";
@@ -70,10 +57,8 @@ catalogue! {
     Gauge SOURCE_POSITION = "millstream_source_position" ["source", "topic", "partition"] Count Sources FromStart "Offset of the next record to read.";
     Gauge SOURCE_PARTITIONS_ASSIGNED = "millstream_source_partitions_assigned" ["source"] Count Sources FromStart "Partitions, or files, that this process reads.";
     Gauge SOURCE_PAUSED = "millstream_source_paused" ["source"] Count Sources FromStart "1 while the source waits because the workers do not keep up.";
-    Counter SOURCE_ERRORS = "millstream_source_errors_total" ["source", "kind"] Count Sources OnceItHappens "Errors while reading, by kind: transport, auth, crc, out_of_range, file.";
     Gauge SOURCE_LAST_RECORD = "millstream_source_last_record_timestamp_seconds" ["source", "topic", "partition"] Timestamp Sources OnceItHappens "When the newest record of the partition was read.";
     Counter LATE_RECORDS = "millstream_late_records_total" ["source", "action"] Count Sources OnceItHappens "Events later than the allowed lateness, by what was done: keep, drop or dead_letter.";
-    Counter FUTURE_TIMESTAMPS = "millstream_future_timestamps_total" ["source", "action"] Count Sources OnceItHappens "Events dated further ahead than allowed, by what was done.";
     Gauge WATERMARK_TIMESTAMP = "millstream_watermark_timestamp_seconds" ["operator"] Timestamp Sources OnceItHappens "Event time behind which no more events are expected; the least over all workers.";
     Gauge WATERMARK_LAG_SECONDS = "millstream_watermark_lag_seconds" ["operator"] Seconds Sources OnceItHappens "How far the watermark is behind the process's clock. In a replay, the age of the data.";
 
@@ -82,8 +67,6 @@ catalogue! {
     Gauge SOURCE_LAG_SECONDS = "millstream_source_lag_seconds" ["source", "topic", "partition"] Seconds Kafka OnceItHappens "Age of the newest record read while there are records unread; 0 when all are read.";
     Gauge SOURCE_COMMITTED_OFFSET = "millstream_source_committed_offset" ["source", "topic", "partition"] Count Kafka OnceItHappens "Offset committed to the consumer group, for lag tools; the job itself goes on from its checkpoint.";
     Gauge SOURCE_IDLE_SECONDS = "millstream_source_idle_seconds" ["source", "topic", "partition"] Seconds Kafka OnceItHappens "Time since the newest record of a partition that is read to its end.";
-    Gauge KAFKA_BROKERS_UP = "millstream_kafka_brokers_up" ["client"] Count Kafka OnceItHappens "Brokers the client is connected to.";
-    Counter KAFKA_CLIENT_ERRORS = "millstream_kafka_client_errors_total" ["client", "code"] Count Kafka OnceItHappens "Errors the client reported, by code.";
 
     // Operators.
     Counter OPERATOR_RECORDS_IN = "millstream_operator_records_in_total" ["operator"] Count Operators FromStart "Records an operator took. Conservation: in = out + rejected + dropped, for operators that answer each record.";
@@ -92,7 +75,6 @@ catalogue! {
     Counter RECORDS_DROPPED = "millstream_records_dropped_total" ["operator", "reason"] Count Operators OnceItHappens "Records dropped on purpose, by reason: filtered or late.";
     Gauge STATE_KEYS = "millstream_state_keys" ["operator"] Count Operators OnceItHappens "Keys an operator remembers, over all workers.";
     Gauge STATE_BYTES = "millstream_state_bytes" ["operator"] Bytes Operators OnceItHappens "Approximate memory of what an operator remembers, over all workers.";
-    Counter STATE_EVICTIONS = "millstream_state_evictions_total" ["operator", "reason"] Count Operators OnceItHappens "Keys forgotten, by reason: ttl or limit.";
 
     // The online store.
     Counter ONLINE_STORE_ROWS = "millstream_online_store_rows_total" ["feature_set"] Count OnlineStore FromStart "Feature rows published.";
@@ -105,12 +87,8 @@ catalogue! {
     Gauge FEATURE_STALENESS_SECONDS = "millstream_feature_staleness_seconds" ["feature_set"] Seconds OnlineStore OnceItHappens "Process's clock minus the newest event time in the store. In a replay, the age of the data.";
 
     // Models.
-    Gauge MODEL_INFO = "millstream_model_info" ["model", "version", "digest8"] Info Models FromStart "A loaded model, its version and the first 8 digits of its file's SHA-256.";
-    Gauge MODEL_LOADED = "millstream_model_loaded_timestamp_seconds" ["model", "version"] Timestamp Models FromStart "When the model was loaded.";
+    Gauge MODEL_INFO = "millstream_model_info" ["model", "version"] Info Models FromStart "A loaded model, its version and the first 8 digits of its file's SHA-256.";
     Counter MODEL_PREDICTIONS = "millstream_model_predictions_total" ["model", "version"] Count Models FromStart "Predictions made.";
-    Counter MODEL_ERRORS = "millstream_model_errors_total" ["model", "version", "kind"] Count Models OnceItHappens "Records a model could not score, by kind: nan, shape, failed.";
-    Histogram(IN_PROCESS) MODEL_INFERENCE_DURATION = "millstream_model_inference_duration_seconds" ["model"] Seconds Models FromStart "Time to score one batch.";
-    Histogram(ROWS) MODEL_BATCH_SIZE = "millstream_model_batch_size" ["model"] Count Models FromStart "Rows scored at once.";
 
     // Drift.
     Gauge DRIFT_SCORE = "millstream_drift_score" ["operator", "detector"] Number Drift OnceItHappens "The detector's statistic; what it is compared with depends on the detector.";
@@ -124,17 +102,13 @@ catalogue! {
     Gauge OUTCOME_LOG_LOSS = "millstream_outcome_log_loss" ["outcomes", "slice"] Number Outcomes OnceItHappens "Mean negative log likelihood over the window, in nats.";
     Gauge OUTCOME_CALIBRATION_ERROR = "millstream_outcome_calibration_error" ["outcomes", "slice"] Number Outcomes OnceItHappens "Expected calibration error over the window: mean distance between score and observed share, weighted by bin.";
     Gauge OUTCOME_POSITIVE_RATIO = "millstream_outcome_positive_ratio" ["outcomes", "slice"] Ratio Outcomes OnceItHappens "Share of positive labels in the window.";
-    Counter OUTCOME_CORRECTIONS = "millstream_outcome_corrections_total" ["outcomes"] Count Outcomes OnceItHappens "Labels that changed after they had counted.";
 
     // Sinks.
     Counter SINK_RECORDS = "millstream_sink_records_total" ["sink"] Count Sinks FromStart "Records handed to the sink.";
     Counter SINK_BYTES = "millstream_sink_bytes_total" ["sink"] Bytes Sinks FromStart "Bytes of the records handed to the sink, keys and headers included.";
     Counter SINK_ERRORS = "millstream_sink_errors_total" ["sink", "kind"] Count Sinks OnceItHappens "Errors while writing, by kind: transport, refused, disk.";
-    Histogram(LATENCY) SINK_STALL_DURATION = "millstream_sink_stall_duration_seconds" ["sink"] Seconds Sinks OnceItHappens "Times in which the sink took no records while some waited; the sum is the time lost.";
-    Histogram(LATENCY) SINK_FLUSH_DURATION = "millstream_sink_flush_duration_seconds" ["sink"] Seconds Sinks OnceItHappens "Time from the close of an epoch to its records being durable.";
-    Gauge SINK_DURABLE_EPOCH = "millstream_sink_durable_epoch" ["sink"] Count Sinks OnceItHappens "The newest epoch of which the sink has made everything durable.";
-    Histogram(IN_PROCESS) PROCESSING_LATENCY = "millstream_processing_latency_seconds" ["sink"] Seconds Sinks OnceItHappens "Time from a record's arrival in the process to the hand-over of its result to the sink.";
-    Histogram(LATENCY) E2E_LATENCY = "millstream_e2e_latency_seconds" ["sink"] Seconds Sinks OnceItHappens "Time from the record's event time to its result being durable. In a replay, the age of the data.";
+    Gauge PROCESSING_LATENCY = "millstream_processing_latency_seconds" ["sink", "quantile"] Seconds Sinks OnceItHappens "Time from a record's arrival in the process to the sink's writer, since the start: quantiles 0.5, 0.99, 0.999.";
+    Gauge SINK_STALLED_SECONDS = "millstream_sink_stalled_seconds" ["sink"] Seconds Sinks FromStart "Time in which the sink could not take what it was given, since the start. Growth means that the world behind the sink is the bottleneck.";
 
     // The offline store.
     Counter OFFLINE_ROWS = "millstream_offline_rows_total" ["table"] Count OfflineStore FromStart "Rows committed.";

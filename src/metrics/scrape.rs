@@ -146,7 +146,7 @@ mod tests {
         ::metrics::with_local_recorder(&recorder, || {
             SINK_RECORDS.of(["out"]).increment(1);
             SINK_BYTES.of(["out"]).increment(10);
-            EPOCH_DURATION.of([]).record(0.5);
+            OFFLINE_COMMIT_DURATION.of(["t"]).record(0.5);
             ::metrics::counter!("millstream_unheard_of_total").increment(1);
             ::metrics::counter!("millstream_sink_records_total", "colour" => "red").increment(1);
         });
@@ -156,7 +156,7 @@ mod tests {
         assert!(has("`millstream_unheard_of_total` is not in the catalogue"), "{found:?}");
         assert!(has(r#"`millstream_sink_records_total` has the labels ["colour"]"#), "{found:?}");
         assert!(has("`millstream_epoch_current` has no series"), "{found:?}");
-        assert!(!has("millstream_epoch_duration_seconds") && !has("millstream_sink_bytes_total"), "{found:?}");
+        assert!(!has("millstream_offline_commit") && !has("millstream_sink_bytes_total"), "{found:?}");
         assert!(!has("millstream_model"), "a job without models has no metrics of models: {found:?}");
         assert!(!has("process_"), "{found:?}");
     }

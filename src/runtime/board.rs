@@ -49,6 +49,8 @@ pub struct Board {
     pub signal_positions: Arc<Mutex<BTreeMap<String, u64>>>,
     /// Quality after the newest epoch of the slow lane.
     pub quality: Arc<Mutex<QualityBySlice>>,
+    /// The newest epoch that a source has opened.
+    pub open_epoch: Arc<AtomicU64>,
     /// True while the job drains.
     pub draining: Arc<AtomicBool>,
 }
@@ -80,6 +82,7 @@ impl Board {
             last_epoch: Arc::new(AtomicU64::new(checkpoint.epoch)),
             signal_positions: Arc::default(),
             quality: Arc::default(),
+            open_epoch: Arc::new(AtomicU64::new(checkpoint.epoch + 1)),
             draining: Arc::default(),
         })
     }

@@ -64,6 +64,8 @@ pub struct Context {
     pub gates: Arc<Gates>,
     /// The newest epoch that any source has ended with: final when all sources have ended.
     pub last_epoch: Arc<AtomicU64>,
+    /// The newest epoch that a source has opened.
+    pub open_epoch: Arc<AtomicU64>,
     /// What the job counts.
     pub meters: Arc<Meters>,
     /// Positions at the ends of epochs.

@@ -129,13 +129,15 @@ struct Taking {
     given: Outputs,
     meter: NodeMeter,
     counters: Arc<SourceCounters>,
+    /// Late rows that were kept and have been counted.
+    late_kept: u64,
 }
 
 impl Taking {
     fn new(context: &Context, input: Input) -> Self {
         let meter = NodeMeter::new(&input.name, &context.meters, context.worker);
         let counters = context.meters.source(&input.name);
-        Taking { context: context.clone(), input, given: Outputs::new(1), meter, counters }
+        Taking { context: context.clone(), input, given: Outputs::new(1), meter, counters, late_kept: 0 }
     }
 
     /// Takes at most one batch, so that its rows leave with the capability's present time.
@@ -189,6 +191,10 @@ impl Taking {
             self.context.watermarks.publish(epoch, watermark);
         }
         self.counters.watermark.store(watermark, Ordering::Relaxed);
+        self.context.open_epoch.fetch_max(to, Ordering::Relaxed);
+        let late_kept = self.input.watermarks.borrow().late_kept();
+        self.counters.late_kept.fetch_add(late_kept - self.late_kept, Ordering::Relaxed);
+        self.late_kept = late_kept;
         self.context.positions.publish(to - 1, self.input.source, &self.input.taken.borrow());
     }
 

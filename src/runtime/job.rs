@@ -19,11 +19,12 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use timely::scheduling::SyncActivator;
 
 use super::board::Board;
-use super::clock::EpochClock;
+use super::clock::{EpochClock, now_micros};
 use super::connect::Context;
 use super::crew::{Common, Crew};
 use super::lanes::Lanes;
 use crate::checkpoint::{Checkpoint, Store};
+use crate::http::health::Health;
 use crate::offline::Begin;
 use crate::plan::Plan;
 use crate::replay::{Cuts, Pace, Progress, Replay, read_on_arrival};
@@ -32,6 +33,9 @@ use crate::summary::{Summary, memory_peak_bytes};
 
 /// Arrivals that an inbox holds before its connector waits.
 const INBOX: usize = 16;
+
+/// A worker whose last step is older than this is not at work.
+const HEARTBEAT_MICROS_MAX: i64 = 1_000_000;
 
 /// How a run is driven.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -166,6 +170,16 @@ impl Job {
         self.crew.ended()
     }
 
+    /// Tells `health` which workers have stepped lately.
+    pub fn heartbeats(&self, health: &Health) {
+        let (now, micros) = (Instant::now(), now_micros());
+        for (worker, heartbeat) in self.board.heartbeats.iter().enumerate() {
+            if micros.saturating_sub(heartbeat.load(Ordering::Relaxed)) < HEARTBEAT_MICROS_MAX {
+                health.stepped(worker, now);
+            }
+        }
+    }
+
     /// Looks after the job; called some times a second. Tells sources what is durable, and drains the job if something
     /// failed.
     pub fn look_after(&mut self) {
@@ -266,6 +280,7 @@ fn contexts(board: &Board, workers: usize, first_epoch: u64) -> impl Fn(usize) -
         watermarks: board.watermarks.clone(),
         gates: board.gates.clone(),
         last_epoch: board.last_epoch.clone(),
+        open_epoch: board.open_epoch.clone(),
         meters: board.meters.clone(),
         positions: board.positions.clone(),
         nodes: Rc::default(),

@@ -36,6 +36,8 @@ pub struct SourceCounters {
     pub records: AtomicU64,
     /// Their bytes.
     pub bytes: AtomicU64,
+    /// Late records that went on all the same.
+    pub late_kept: AtomicU64,
     /// The watermark at the last cut; `i64::MIN` before the first event.
     pub watermark: AtomicI64,
 }
@@ -71,7 +73,8 @@ impl Meters {
         let mut sources = self.sources.lock().expect("no thread panics with the lock");
         let new = || {
             let (records, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-            Arc::new(SourceCounters { records, bytes, watermark: AtomicI64::new(EventTime::MIN) })
+            let (late_kept, watermark) = (AtomicU64::new(0), AtomicI64::new(EventTime::MIN));
+            Arc::new(SourceCounters { records, bytes, late_kept, watermark })
         };
         sources.entry(name.clone()).or_insert_with(new).clone()
     }
