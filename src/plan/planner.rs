@@ -158,7 +158,7 @@ impl<'t> Planner<'t> {
             engine: self.topology.engine.clone(),
             hash: digest(
                 &(&self.topology.name, self.streams.iter().map(|s| &s.hash).collect::<Vec<_>>()),
-                self.topology,
+                &definitions(self.topology),
             ),
             streams: self.streams,
             groups,
@@ -228,4 +228,14 @@ pub(super) fn type_name(data_type: &DataType) -> String {
         DataType::Null => "null".to_string(),
         other => other.to_string().to_lowercase(),
     }
+}
+
+/// What state follows from: the topology without what may change from start to start (how it runs, and where its
+/// results go).
+fn definitions(topology: &Topology) -> Topology {
+    let mut definitions = topology.clone();
+    definitions.engine = Default::default();
+    definitions.sinks.clear();
+    definitions.offline.clear();
+    definitions
 }
