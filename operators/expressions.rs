@@ -15,14 +15,15 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::compute;
 use arrow::datatypes::{DataType, Schema, TimeUnit};
+use datafusion_common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion_common::{DFSchema, DataFusionError};
 use datafusion_expr::execution_props::ExecutionProps;
 use datafusion_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion_expr::simplify::SimplifyContext;
-use datafusion_expr::{Expr, ExprSchemable, cast};
+use datafusion_expr::{BinaryExpr, Expr, ExprSchemable, cast};
 use datafusion_optimizer::simplify_expressions::ExprSimplifier;
 use datafusion_physical_expr::{PhysicalExpr, create_physical_expr, utils::collect_columns};
 use datafusion_sql::planner::{ParserOptions, PlannerContext, SqlToRel};
@@ -151,6 +152,7 @@ impl Expression {
         let logical = planner.sql_to_expr(parsed, &planned_schema, &mut PlannerContext::new())?;
         let simplifier =
             ExprSimplifier::new(SimplifyContext::builder().with_schema(Arc::new(planned_schema.clone())).build());
+        comparable(&logical, &planned_schema)?;
         let coerced = simplifier.coerce(logical, &planned_schema)?;
         let logical = simplifier.simplify(finish(coerced, &planned_schema)?)?;
         let context = PhysicalPlanningContext::default();
@@ -163,7 +165,12 @@ impl Expression {
             (Expr::Column(_), [index]) => Evaluator::Column(*index),
             _ => Evaluator::Physical(physical),
         };
-        Ok(Expression { sql: sql.into(), data_type, columns, evaluator })
+        let expression = Expression { sql: sql.into(), data_type, columns, evaluator };
+        if expression.columns.is_empty() {
+            // A constant fails on every row or on none.
+            expression.evaluate(&one_row())?;
+        }
+        Ok(expression)
     }
 
     /// The type of the result.
@@ -237,6 +244,38 @@ impl Expression {
     }
 }
 
+/// One row without columns.
+fn one_row() -> RecordBatch {
+    let options = RecordBatchOptions::new().with_row_count(Some(1));
+    RecordBatch::try_new_with_options(Arc::new(Schema::empty()), Vec::new(), &options)
+        .expect("a batch without columns has any number of rows")
+}
+
+/// Refuses to compare a text with a number: the planner would read every text as a number, and most are none. A text
+/// written in the expression is read once, when it is compiled.
+fn comparable(logical: &Expr, schema: &DFSchema) -> Result<(), ExpressionError> {
+    let mut refused = None;
+    logical.apply(|part| {
+        if let Expr::BinaryExpr(BinaryExpr { left, op, right }) = part
+            && (op.negate().is_some() || op.is_numerical_operators())
+            && let (Ok(a), Ok(b)) = (left.get_type(schema), right.get_type(schema))
+        {
+            let text = |side: &Expr, found: &DataType| found.is_string() && !matches!(side, Expr::Literal(..));
+            if text(left, &a) && (b.is_numeric() || b == DataType::Boolean)
+                || text(right, &b) && (a.is_numeric() || a == DataType::Boolean)
+            {
+                refused = Some(ExpressionError {
+                    message: format!("`{op}` stands between {} and {}", type_name(&a), type_name(&b)),
+                    hint: Some("say which type is meant: `cast(... as double)` or `cast(... as varchar)`".into()),
+                });
+                return Ok(TreeNodeRecursion::Stop);
+            }
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    refused.map_or(Ok(()), Err)
+}
+
 /// The declared type that holds every value of `found`; `None` when there is none.
 fn declarable(found: &DataType) -> Option<DataType> {
     use DataType::*;
@@ -289,12 +328,39 @@ impl From<DataFusionError> for ExpressionError {
             DataFusionError::SQL(error, _) => error.to_string(),
             other => other.strip_backtrace(),
         };
-        // The first line says it all; the rest lists candidate signatures and backtraces.
-        let line = text.lines().next().unwrap_or_default().trim_end_matches(['.', ' ']);
-        let mut letters = line.chars();
-        let first = letters.next().map(|letter| letter.to_ascii_lowercase());
-        ExpressionError::new(first.into_iter().chain(letters).collect::<String>())
+        ExpressionError::new(plainly(&text))
     }
+}
+
+/// What a library says, in our words: one line, our names of types, no list of candidate signatures.
+fn plainly(text: &str) -> String {
+    let mut lines = text.lines().filter(|line| !line.trim().is_empty());
+    let line = match text.contains("regex parse error") {
+        true => {
+            format!("the regular expression is wrong: {}", lines.next_back().unwrap_or_default().replace("error: ", ""))
+        }
+        false => lines.next().unwrap_or_default().to_string(),
+    };
+    let end = [", errors: ", " Substring {", ". Hint: "].iter().filter_map(|mark| line.find(mark)).min();
+    let mut line = line[..end.unwrap_or(line.len())].trim_end_matches(['.', ' ']).to_string();
+    for prefix in ["Internal error: ", "internal error: ", "External error: ", "Error during planning: "] {
+        line = line.strip_prefix(prefix).map(str::to_string).unwrap_or(line);
+    }
+    for (theirs, ours) in [
+        (" (DataType: Boolean)", ""),
+        (" (DataType: Utf8)", ""),
+        ("Timestamp(ms, \"UTC\")", "timestamp"),
+        ("Utf8View", "string"),
+        ("Utf8", "string"),
+        ("Float64", "float64"),
+        ("Int64", "int64"),
+        ("Boolean", "bool"),
+    ] {
+        line = line.replace(theirs, ours);
+    }
+    let mut letters = line.chars();
+    let first = letters.next().map(|letter| letter.to_ascii_lowercase());
+    first.into_iter().chain(letters).collect()
 }
 
 #[cfg(test)]

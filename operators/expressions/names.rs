@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use arrow::datatypes::Schema;
-use datafusion_sql::sqlparser::ast::{Expr, Ident, Query, VisitMut, VisitorMut};
+use datafusion_sql::sqlparser::ast::{Expr, Ident, Query, Value, VisitMut, VisitorMut};
 use datafusion_sql::sqlparser::dialect::GenericDialect;
 use datafusion_sql::sqlparser::keywords::Keyword;
 use datafusion_sql::sqlparser::parser::Parser;
@@ -96,6 +96,10 @@ fn brackets(tokens: &[Token]) -> usize {
     deepest
 }
 
+fn one_value(expression: &Expr) -> ExpressionError {
+    ExpressionError::new(format!("`{expression}` is about a list or a structure, and a column holds one value"))
+}
+
 struct Names<'a> {
     schema: &'a Schema,
     depth: usize,
@@ -127,6 +131,13 @@ impl Names<'_> {
                 });
             }
             Expr::Function(function) => functions::registry().check(&function.name.to_string())?,
+            Expr::CompoundFieldAccess { .. } | Expr::JsonAccess { .. } | Expr::Array(_) | Expr::Dictionary(_) => {
+                return Err(one_value(expression));
+            }
+            Expr::Map(_) | Expr::Struct { .. } | Expr::Tuple(_) | Expr::Lambda(_) => return Err(one_value(expression)),
+            Expr::Value(value) if matches!(value.value, Value::Placeholder(_)) => {
+                return Err(ExpressionError::new(format!("`{expression}` is a placeholder; write the value")));
+            }
             Expr::Wildcard(_) | Expr::QualifiedWildcard(..) => {
                 return Err(ExpressionError::new("`*` is not a value; name the column"));
             }

@@ -87,7 +87,18 @@ fn errors_say_what_to_do() {
     check_error("", "the expression is empty");
     check_error("amount +", "can't read `amount +` as SQL: expected an expression, found: EOF");
     check_error("amount amount", "can't read `amount amount` as SQL: `amount` is not expected after `amount`");
-    check_error("amount + flag", "cannot coerce arithmetic expression Float64 + Boolean to valid types");
+    check_error("amount + flag", "cannot coerce arithmetic expression float64 + bool to valid types");
+    check_error("upper(flag)", "function 'upper' requires String, but received bool");
+    check_error("round('x')", "function 'round' failed to match any signature");
+    check_error("1 / 0", "divide by zero error");
+    check_error("Country ~ 'a('", "the regular expression is wrong: unclosed group");
+    check_error(
+        "n = Country",
+        "`=` stands between int64 and string (say which type is meant: `cast(... as double)` or `cast(... as varchar)`)",
+    );
+    check_error("n = 'x'", "cast error: Cannot cast string 'x' to value of int64 type");
+    check_error("n[1]", "`n[1]` is about a list or a structure, and a column holds one value");
+    check_error("$1", "`$1` is a placeholder; write the value");
     let columns = "which no column can hold; a column is bool, int64, float64, string or timestamp";
     check_error("null", &format!("`null` is null, {columns} (say which: `cast(null as double)`)"));
     check_error("*", "can't read `*` as SQL: expected an expression, found: *");
