@@ -144,8 +144,8 @@ up() {
   install
   mkdir -p "$DIR"
   [ -f "$DIR/log4j2.xml" ] || log_settings > "$DIR/log4j2.xml"
-  # A cluster id is 16 random bytes in URL-safe base64.
-  [ -f "$DIR/cluster.id" ] || head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=' > "$DIR/cluster.id"
+  # A cluster id is 16 random bytes in URL-safe base64. Without its `-`: an id that begins with one would be taken for an option.
+  [ -f "$DIR/cluster.id" ] || head -c 16 /dev/urandom | base64 | tr '+/' '__' | tr -d '=' > "$DIR/cluster.id"
   local i
   for i in $(nodes); do start "$i"; done
   for i in $(nodes); do wait_for "$i"; done

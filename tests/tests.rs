@@ -1,5 +1,7 @@
 //! The integration tests, one binary: each module says what belongs there.
 
+/// The pages: their links lead somewhere.
+mod docs;
 /// Wrong topologies, and what is said about them: a file a case, in `errors/`.
 mod errors;
 /// Sources, sinks and commands on a real broker.
