@@ -115,9 +115,10 @@ impl Board {
     }
 }
 
-/// The name under which a checkpoint keeps a group's served features.
+/// The name under which a checkpoint keeps a group's served features. No node bears it: the node that publishes them is
+/// `<group>.online` and keeps no state.
 pub fn served(group: &str) -> String {
-    format!("{group}.online")
+    format!("{group}.served")
 }
 
 /// The online store of a plan's groups, with what the checkpoint has of them. A group that is not served has no rows.
