@@ -28,6 +28,7 @@ use crate::http::health::Health;
 use crate::offline::Begin;
 use crate::plan::Plan;
 use crate::replay::{Cuts, Pace, Progress, Replay, read_on_arrival};
+use crate::sources::status::Connection;
 use crate::sources::{Arrival, Port, SourceError};
 use crate::summary::{Summary, memory_peak_bytes};
 
@@ -145,6 +146,7 @@ impl Job {
                     cuts: self.cuts.clone(),
                 };
                 self.connectors.push(replay.start()?);
+                self.board.statuses.iter().for_each(|status| _ = status.set_connection(Connection::Reading));
             }
         }
         Ok(())

@@ -11,33 +11,50 @@ use millstream_operators::EventTime;
 #[derive(Debug)]
 pub struct Watermarks {
     inputs: usize,
-    epochs: Mutex<BTreeMap<u64, Vec<EventTime>>>,
-    newest: AtomicI64,
+    epochs: Mutex<Epochs>,
 }
+
+#[derive(Debug)]
+struct Epochs {
+    /// What inputs have said, by epoch.
+    said: BTreeMap<u64, Vec<EventTime>>,
+    /// The watermark at the end of each epoch that was asked for.
+    settled: BTreeMap<u64, EventTime>,
+    start: EventTime,
+}
+
+/// Epochs that are remembered: more than workers can be apart.
+const EPOCHS_KEPT: u64 = 1_024;
 
 impl Watermarks {
     /// For `inputs` inputs (sources x workers), going on from `start`.
     pub fn new(inputs: usize, start: EventTime) -> Self {
-        Watermarks { inputs, epochs: Mutex::default(), newest: AtomicI64::new(start) }
+        let epochs = Epochs { said: BTreeMap::new(), settled: BTreeMap::new(), start };
+        Watermarks { inputs, epochs: Mutex::new(epochs) }
     }
 
-    /// Input `input` will give no event at or before `watermark` after `epoch`.
+    /// The input will give no event at or before `watermark` after `epoch`.
     pub fn publish(&self, epoch: u64, watermark: EventTime) {
-        self.epochs.lock().expect("no thread panics with the lock").entry(epoch).or_default().push(watermark);
+        let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
+        epochs.said.entry(epoch).or_default().push(watermark);
     }
 
-    /// The watermark at the end of `epoch`: the least of all inputs, never behind an earlier one. An epoch that some
-    /// input never closed (the end of a run) has the watermark before it.
+    /// The watermark at the end of `epoch`: the least of all inputs, never behind that of an earlier epoch. An epoch
+    /// that some input never closed (the end of a run) has the watermark before it. The answer is the same whenever it
+    /// is asked for: a worker that is behind is not told what a faster one knows.
     pub fn at(&self, epoch: u64) -> EventTime {
         let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
-        let complete = epochs.get(&epoch).filter(|marks| marks.len() == self.inputs);
-        if let Some(least) = complete.and_then(|marks| marks.iter().min()) {
-            self.newest.fetch_max(*least, Ordering::AcqRel);
+        if let Some(settled) = epochs.settled.get(&epoch) {
+            return *settled;
         }
-        while epochs.first_key_value().is_some_and(|(old, _)| *old + 16 < epoch) {
-            epochs.pop_first();
-        }
-        self.newest.load(Ordering::Acquire)
+        let before = epochs.settled.range(..epoch).next_back().map_or(epochs.start, |(_, watermark)| *watermark);
+        let complete = epochs.said.get(&epoch).filter(|said| said.len() == self.inputs);
+        let watermark = complete.and_then(|said| said.iter().min().copied()).map_or(before, |least| least.max(before));
+        epochs.settled.insert(epoch, watermark);
+        let oldest = epoch.saturating_sub(EPOCHS_KEPT);
+        epochs.said = epochs.said.split_off(&oldest);
+        epochs.settled = epochs.settled.split_off(&oldest);
+        watermark
     }
 }
 
@@ -128,5 +145,23 @@ impl PositionLog {
             newest.entry(source).or_default().extend(taken);
         }
         newest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_worker_is_told_the_watermark_of_its_own_epoch() {
+        let watermarks = Watermarks::new(2, 0);
+        for (epoch, [first, second]) in [(1, [10, 20]), (2, [30, 25]), (3, [20, 20])] {
+            watermarks.publish(epoch, first);
+            watermarks.publish(epoch, second);
+        }
+        assert_eq!([1, 2, 3].map(|epoch| watermarks.at(epoch)), [10, 25, 25]);
+        assert_eq!(watermarks.at(1), 10);
+        watermarks.publish(4, 99);
+        assert_eq!(watermarks.at(4), 25, "an epoch that an input never closed");
     }
 }
