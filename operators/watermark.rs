@@ -82,6 +82,11 @@ impl Watermarks {
         self.watermark
     }
 
+    /// True when no partition of this worker could have an event: then it has no say in how far time has come.
+    pub fn has_no_say(&self) -> bool {
+        self.watermark == EventTime::MIN && !self.partitions.values().any(|partition| partition.active)
+    }
+
     /// The newest event time of each partition that had one: what a checkpoint keeps.
     pub fn newest(&self) -> impl Iterator<Item = (u32, EventTime)> {
         self.partitions.iter().filter_map(|(number, partition)| Some((*number, partition.newest?)))

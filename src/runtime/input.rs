@@ -25,7 +25,7 @@ use super::clock::{EpochClock, now_micros};
 use super::connect::{Context, Outgoing};
 use super::meter::{NodeMeter, SourceCounters};
 use super::route::Parcel;
-use super::shared::Taken;
+use super::shared::{NO_SAY, Taken};
 use super::time::{epoch_of, time};
 use crate::sources::Arrival;
 
@@ -170,7 +170,10 @@ impl Taking {
                     capabilities.downgrade(to);
                 }
                 Ok(Arrival::Idle(partition)) => self.input.watermarks.borrow_mut().idle(partition),
-                Ok(Arrival::Position { partition, offset }) => self.take(partition, offset - 1),
+                Ok(Arrival::Position { partition, offset }) => {
+                    self.take(partition, offset - 1);
+                    self.input.watermarks.borrow_mut().expect(partition);
+                }
                 Ok(Arrival::End) | Err(TryRecvError::Disconnected) => {
                     let epoch = epoch_of(capabilities.now());
                     self.cut(epoch, epoch + 1);
@@ -186,9 +189,12 @@ impl Taking {
 
     /// Epochs `from..to` have ended for this source.
     fn cut(&mut self, from: u64, to: u64) {
-        let watermark = self.input.watermarks.borrow_mut().watermark();
+        let (watermark, silent) = {
+            let watermarks = self.input.watermarks.borrow();
+            (watermarks.watermark(), watermarks.has_no_say())
+        };
         for epoch in from..to {
-            self.context.watermarks.publish(epoch, watermark);
+            self.context.watermarks.publish(epoch, if silent { NO_SAY } else { watermark });
         }
         self.counters.watermark.store(watermark, Ordering::Relaxed);
         self.context.open_epoch.fetch_max(to, Ordering::Relaxed);

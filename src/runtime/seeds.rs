@@ -148,7 +148,7 @@ fn watermarks(name: &str, source: &SourcePlan, checkpoint: &Checkpoint, board: &
     };
     let mut watermarks = SourceWatermarks::new(name, lateness, late);
     for ((topic, partition), newest) in checkpoint.event_times.get(name).into_iter().flatten() {
-        watermarks.seen(board.partitions.number(topic, *partition), *newest);
+        watermarks.restore(board.partitions.number(topic, *partition), *newest);
     }
     watermarks
 }

@@ -23,6 +23,9 @@ struct Epochs {
     start: EventTime,
 }
 
+/// What an input says that has no partitions to speak of: it holds nobody back.
+pub const NO_SAY: EventTime = EventTime::MAX;
+
 /// Epochs that are remembered: more than workers can be apart.
 const EPOCHS_KEPT: u64 = 1_024;
 
@@ -49,7 +52,8 @@ impl Watermarks {
         }
         let before = epochs.settled.range(..epoch).next_back().map_or(epochs.start, |(_, watermark)| *watermark);
         let complete = epochs.said.get(&epoch).filter(|said| said.len() == self.inputs);
-        let watermark = complete.and_then(|said| said.iter().min().copied()).map_or(before, |least| least.max(before));
+        let least = complete.and_then(|said| said.iter().min().copied()).filter(|least| *least != NO_SAY);
+        let watermark = least.map_or(before, |least| least.max(before));
         epochs.settled.insert(epoch, watermark);
         let oldest = epoch.saturating_sub(EPOCHS_KEPT);
         epochs.said = epochs.said.split_off(&oldest);
@@ -163,5 +167,11 @@ mod tests {
         assert_eq!(watermarks.at(1), 10);
         watermarks.publish(4, 99);
         assert_eq!(watermarks.at(4), 25, "an epoch that an input never closed");
+        watermarks.publish(5, NO_SAY);
+        watermarks.publish(5, 40);
+        assert_eq!(watermarks.at(5), 40, "an input without partitions holds nobody back");
+        watermarks.publish(6, NO_SAY);
+        watermarks.publish(6, NO_SAY);
+        assert_eq!(watermarks.at(6), 40);
     }
 }
