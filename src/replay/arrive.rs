@@ -73,6 +73,9 @@ fn hand_over(
         for row in Arc::make_mut(&mut batch.rows) {
             row.arrived_micros = now;
         }
+        for reject in &mut rejects {
+            reject.row.arrived_micros = now;
+        }
         if port.send(Arrival::Records(batch, rejects)).is_err() {
             return Ok(Err(Closed));
         }

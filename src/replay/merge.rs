@@ -195,13 +195,16 @@ impl Merge {
             let shares = share(&runs, rows * worker / workers, rows * (worker + 1) / workers);
             for (source, share) in shares {
                 let name = &self.decoders[source].name;
-                let (mut batch, rejects) = share.finish().map_err(|error| SourceError::File {
+                let (mut batch, mut rejects) = share.finish().map_err(|error| SourceError::File {
                     name: name.to_string(),
                     path: "merge".into(),
                     detail: error.to_string(),
                 })?;
                 for row in Arc::make_mut(&mut batch.rows) {
                     row.arrived_micros = now;
+                }
+                for reject in &mut rejects {
+                    reject.row.arrived_micros = now;
                 }
                 self.ports[source][worker].send(Arrival::Records(batch, rejects))?;
             }

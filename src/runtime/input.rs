@@ -12,6 +12,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, TryRecvError};
 use millstream_operators::decode::Decoder;
 use millstream_operators::operator::Outputs;
+use millstream_operators::reject::Reject;
 use millstream_operators::watermark::Watermarks;
 use millstream_operators::{Batch, Messages, reject};
 use timely::container::CapacityContainerBuilder;
@@ -156,10 +157,7 @@ impl Taking {
             match self.input.inbox.try_recv() {
                 Ok(Arrival::Messages(messages)) => self.messages(messages),
                 Ok(Arrival::Records(batch, rejects)) => {
-                    for reject in &rejects {
-                        self.take(reject.row.partition, reject.row.offset);
-                    }
-                    self.given.rejects.extend(rejects);
+                    self.rejects(rejects);
                     self.rows(batch);
                 }
                 Ok(Arrival::Advance(to)) => {
@@ -222,6 +220,16 @@ impl Taking {
         self.meter.records_in(batch.len());
         self.counters.taken(batch.len(), 0);
         self.finish(Some(batch));
+    }
+
+    /// Records that failed on the way have come in like the others.
+    fn rejects(&mut self, rejects: Vec<Reject>) {
+        for reject in &rejects {
+            self.take(reject.row.partition, reject.row.offset);
+        }
+        self.meter.records_in(rejects.len());
+        self.counters.taken(rejects.len(), 0);
+        self.given.rejects.extend(rejects);
     }
 
     fn take(&self, partition: u32, offset: i64) {
