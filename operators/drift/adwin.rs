@@ -252,8 +252,7 @@ impl Window {
         let min = f64::from(config.min_window_length);
         for (row, buckets) in self.rows.iter().enumerate().rev() {
             let size = bucket_size(row);
-            // As in River, the newest bucket of a row is not tried as a border.
-            for bucket in buckets.iter().take(buckets.len().saturating_sub(1)) {
+            for bucket in buckets {
                 old_count += size;
                 new_count -= size;
                 old_total += bucket.total;
