@@ -9,7 +9,7 @@ deploy/prerequisites.sh rust python
 ORT_DYLIB_PATH=$(deploy/onnxruntime.sh)
 export ORT_DYLIB_PATH
 export FLIGHTS_DATA=${FLIGHTS_DATA:-$cache/flights}
-deploy/flights.sh
+deploy/flights.sh >/dev/null
 echo "building millstream (the first build takes some minutes)" >&2
 cargo build --locked
 bin=${CARGO_TARGET_DIR:-target}/debug/millstream

@@ -15,8 +15,8 @@ if [ -z "${KAFKA_BROKERS:-}" ]; then
   started=yes
 fi
 ORT_DYLIB_PATH=$(deploy/onnxruntime.sh)
-PYTHON=$(deploy/python.sh)
-export ORT_DYLIB_PATH PYTHON
+deploy/python.sh tests/python/requirements.txt >/dev/null
+export ORT_DYLIB_PATH
 export FLIGHTS_DATA=${FLIGHTS_DATA:-$cache/flights}
-deploy/flights.sh
+deploy/flights.sh >/dev/null
 cargo test --locked --workspace "$@"

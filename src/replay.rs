@@ -244,6 +244,12 @@ impl Cuts {
         self.epochs.lock().expect("no thread panics while it holds the cuts").get(&epoch).cloned()
     }
 
+    /// The watermark of the cut at the end of `epoch`, if it is kept.
+    pub fn watermark(&self, epoch: u64) -> Option<EventTime> {
+        let epochs = self.epochs.lock().expect("no thread panics while it holds the cuts");
+        epochs.get(&epoch).map(|cut| cut.watermark)
+    }
+
     /// The newest epoch that was handed over whole, and its cut.
     pub fn newest(&self) -> Option<(u64, Cut)> {
         let epochs = self.epochs.lock().expect("no thread panics while it holds the cuts");

@@ -4,14 +4,22 @@
 mod docs;
 /// Wrong topologies, and what is said about them: a file a case, in `errors/`.
 mod errors;
+/// The year of flights: every feature computed a second time, and the model's quality.
+mod flights;
 /// Sources, sinks and commands on a real broker.
 mod kafka;
 /// What holds for every kind: its example parses, it is documented.
 mod kinds;
 /// The offline store, read by DuckDB and by deltalake for Python.
 mod offline;
+/// Running the program: not tests, but what they share.
+mod program;
 /// The generated pages are those in the repository.
 mod reference;
+/// Runs that are stopped and started again.
+mod resume;
+/// Whole topologies on small files: what goes in, and what must come out.
+mod run;
 /// The topologies of the repository pass `check`, and their graphs can be drawn.
 mod topologies;
 

@@ -139,7 +139,8 @@ fn failure(decoding: &Decoding, file: &str, detail: String) -> SourceError {
 }
 
 /// Reads and decodes one chunk and brings rows and rejects into the order of the file. `last` is the event time of the
-/// row before, and becomes that of the chunk's last row. `None` at the end of the file.
+/// row before, and becomes that of the chunk's last row. `None` at the end of the file. A record that failed takes the
+/// time of the row before it: it has none of its own, and so its dead letter stands where the record stood.
 fn decode(opened: &mut Opened, decoding: &mut Decoding, last: &mut EventTime) -> Result<Option<Loaded>, SourceError> {
     let Some(chunk) = opened.next_chunk()? else { return Ok(None) };
     let mut rejects = Vec::new();
@@ -147,7 +148,12 @@ fn decode(opened: &mut Opened, decoding: &mut Decoding, last: &mut EventTime) ->
     let rows = batch.as_ref().map(|batch| batch.rows.clone()).unwrap_or_default();
     let mut rejects: VecDeque<Reject> = rejects.into();
     let mut entries = Vec::with_capacity(rows.len() + rejects.len());
-    let reject = |reject: Reject, time| Entry { time, offset: reject.row.offset, content: Content::Reject(reject) };
+    let reject = |mut reject: Reject, time| {
+        if time != EventTime::MIN {
+            reject.row.event_time = time;
+        }
+        Entry { time, offset: reject.row.offset, content: Content::Reject(reject) }
+    };
     for (n, row) in rows.iter().enumerate() {
         while let Some(failed) = rejects.pop_front_if(|failed| failed.row.offset < row.offset) {
             entries.push(reject(failed, *last));

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use millstream_operators::EventTime;
 
 use super::failure::Failures;
 use super::lanes::NO_LANE;
@@ -60,7 +59,7 @@ impl Board {
     ///
     /// # Errors
     /// If the online store can't take up its part of the checkpoint.
-    pub fn new(plan: &Plan, checkpoint: &Checkpoint) -> anyhow::Result<Board> {
+    pub fn new(plan: &Plan, checkpoint: &Checkpoint, watermarks: Watermarks) -> anyhow::Result<Board> {
         let workers = plan.engine.workers;
         let sources = plan.sources().count();
         let writers = plan.sinks.iter().map(|sink| seeds::writers(sink, workers)).sum();
@@ -71,7 +70,7 @@ impl Board {
         Ok(Board {
             meters: Arc::default(),
             gates: Arc::new(gates),
-            watermarks: Arc::new(Watermarks::new(sources * workers, EventTime::MIN)),
+            watermarks: Arc::new(watermarks),
             durable: Arc::new(Durable::new(writers, checkpoint.epoch)),
             positions: Arc::default(),
             partitions: Arc::default(),

@@ -23,6 +23,7 @@ use super::clock::{EpochClock, now_micros};
 use super::connect::Context;
 use super::crew::{Common, Crew};
 use super::lanes::Lanes;
+use super::shared::Watermarks;
 use crate::checkpoint::{Checkpoint, Store};
 use crate::http::health::Health;
 use crate::offline::Begin;
@@ -70,7 +71,12 @@ impl Job {
         let checkpoint = state.load(&plan.hash)?.unwrap_or_default();
         let first_epoch = checkpoint.epoch + 1;
         let workers = plan.engine.workers;
-        let board = Board::new(&plan, &checkpoint)?;
+        let cuts: Arc<Cuts> = Arc::default();
+        let watermarks = match mode {
+            Mode::Live => Watermarks::live(plan.sources().count() * workers),
+            Mode::Bounded(_) => Watermarks::bounded(cuts.clone()),
+        };
+        let board = Board::new(&plan, &checkpoint, watermarks)?;
         let clock = (mode == Mode::Live).then(|| EpochClock::new(first_epoch, plan.engine.epoch.duration()));
         let mut lanes = Lanes::start(&plan, &checkpoint, &board, begin(mode, &checkpoint), first_epoch)?;
         let (senders, inboxes) = inboxes(workers, plan.sources().count());
@@ -93,7 +99,7 @@ impl Job {
             board,
             state,
             progress: Arc::default(),
-            cuts: Arc::default(),
+            cuts,
         };
         job.connect(mode, &checkpoint, senders, wakes, first_epoch)?;
         Ok(job)

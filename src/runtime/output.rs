@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use arrow::array::AsArray;
 use millstream_operators::Batch;
 use millstream_operators::operator::{Operator, Outputs};
+use millstream_operators::reject;
 
 use super::clock::now_micros;
 use super::failure::Failures;
@@ -181,12 +183,17 @@ impl Operator for Output {
     }
 }
 
-/// The rows by (event time, source, partition, offset).
+/// The rows by (event time, source, partition, offset); rejects of one record also by their stage, since several nodes may
+/// reject what they all were given.
 pub fn in_event_order(batch: &Batch) -> Result<Batch, arrow::error::ArrowError> {
-    let mut order: Vec<u32> = (0..batch.len() as u32).collect();
-    order.sort_by_key(|i| {
+    let stages = (batch.records.schema() == reject::schema()).then(|| batch.records.column_by_name("stage")).flatten();
+    let stages = stages.and_then(|column| column.as_string_opt::<i32>());
+    let place = |i: &u32| {
         let row = &batch.rows[*i as usize];
-        (row.event_time, row.source, row.partition, row.offset)
-    });
+        let stage = stages.map(|stages| stages.value(*i as usize));
+        (row.event_time, row.source, row.partition, row.offset, stage)
+    };
+    let mut order: Vec<u32> = (0..batch.len() as u32).collect();
+    order.sort_by(|a, b| place(a).cmp(&place(b)));
     batch.take(&order)
 }

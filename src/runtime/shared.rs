@@ -1,15 +1,22 @@
 //! What the workers of a process share: watermarks by epoch, the gates that hold sources back, and the durable epoch.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use millstream_operators::EventTime;
 
-/// The watermark of each epoch: what every source on every worker said when it closed the epoch. Operators read it
-/// when they close the epoch themselves, so the answer does not depend on who is faster.
+use crate::replay::Cuts;
+
+/// The watermark of each epoch. Operators read it when they close the epoch themselves.
+///
+/// In a bounded run the reader knows it: rows come in event-time order, so it is where the reader was when it cut the epoch,
+/// however the rows were shared out among the workers. In a live run it is what every source on every worker said when it
+/// closed the epoch, and an operator that asks before all have done so is told that of the epoch before.
 #[derive(Debug)]
 pub struct Watermarks {
+    /// The cuts of a bounded run.
+    cuts: Option<Arc<Cuts>>,
     inputs: usize,
     epochs: Mutex<Epochs>,
 }
@@ -18,47 +25,56 @@ pub struct Watermarks {
 struct Epochs {
     /// What inputs have said, by epoch.
     said: BTreeMap<u64, Vec<EventTime>>,
-    /// The watermark at the end of each epoch that was asked for.
-    settled: BTreeMap<u64, EventTime>,
-    start: EventTime,
+    /// The greatest watermark of the epochs that are forgotten.
+    forgotten: EventTime,
 }
 
 /// What an input says that has no partitions to speak of: it holds nobody back.
 pub const NO_SAY: EventTime = EventTime::MAX;
 
 /// Epochs that are remembered: more than workers can be apart.
-const EPOCHS_KEPT: u64 = 1_024;
+const EPOCHS_KEPT: u64 = 64;
 
 impl Watermarks {
-    /// For `inputs` inputs (sources x workers), going on from `start`.
-    pub fn new(inputs: usize, start: EventTime) -> Self {
-        let epochs = Epochs { said: BTreeMap::new(), settled: BTreeMap::new(), start };
-        Watermarks { inputs, epochs: Mutex::new(epochs) }
+    /// Of a live run with `inputs` inputs (sources x workers).
+    pub fn live(inputs: usize) -> Self {
+        let epochs = Mutex::new(Epochs { said: BTreeMap::new(), forgotten: EventTime::MIN });
+        Watermarks { cuts: None, inputs, epochs }
+    }
+
+    /// Of a bounded run whose reader notes its cuts in `cuts`.
+    pub fn bounded(cuts: Arc<Cuts>) -> Self {
+        Watermarks { cuts: Some(cuts), ..Watermarks::live(0) }
     }
 
     /// The input will give no event at or before `watermark` after `epoch`.
     pub fn publish(&self, epoch: u64, watermark: EventTime) {
-        let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
-        epochs.said.entry(epoch).or_default().push(watermark);
+        if self.cuts.is_none() {
+            let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
+            epochs.said.entry(epoch).or_default().push(watermark);
+        }
     }
 
-    /// The watermark at the end of `epoch`: the least of all inputs, never behind that of an earlier epoch. An epoch
-    /// that some input never closed (the end of a run) has the watermark before it. The answer is the same whenever it
-    /// is asked for: a worker that is behind is not told what a faster one knows.
+    /// The watermark at the end of `epoch`, never behind that of an earlier epoch. An epoch that some input has not closed
+    /// has the one before it. What later epochs have does not count: a worker that is behind is not told what a faster
+    /// one knows.
     pub fn at(&self, epoch: u64) -> EventTime {
-        let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
-        if let Some(settled) = epochs.settled.get(&epoch) {
-            return *settled;
+        if let Some(cuts) = &self.cuts {
+            return cuts.watermark(epoch).unwrap_or(EventTime::MIN);
         }
-        let before = epochs.settled.range(..epoch).next_back().map_or(epochs.start, |(_, watermark)| *watermark);
-        let complete = epochs.said.get(&epoch).filter(|said| said.len() == self.inputs);
-        let least = complete.and_then(|said| said.iter().min().copied()).filter(|least| *least != NO_SAY);
-        let watermark = least.map_or(before, |least| least.max(before));
-        epochs.settled.insert(epoch, watermark);
-        let oldest = epoch.saturating_sub(EPOCHS_KEPT);
-        epochs.said = epochs.said.split_off(&oldest);
-        epochs.settled = epochs.settled.split_off(&oldest);
-        watermark
+        let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
+        while epochs.said.first_key_value().is_some_and(|(old, _)| *old + EPOCHS_KEPT < epoch) {
+            let said = epochs.said.pop_first().and_then(|(_, said)| self.least(&said));
+            epochs.forgotten = epochs.forgotten.max(said.unwrap_or(EventTime::MIN));
+        }
+        let kept = epochs.said.range(..=epoch).filter_map(|(_, said)| self.least(said)).max();
+        kept.unwrap_or(EventTime::MIN).max(epochs.forgotten)
+    }
+
+    /// The least of what the inputs said, if all have.
+    fn least(&self, said: &[EventTime]) -> Option<EventTime> {
+        let least = Some(said).filter(|said| said.len() == self.inputs)?.iter().min().copied();
+        least.filter(|least| *least != NO_SAY)
     }
 }
 
@@ -158,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_slow_worker_is_told_the_watermark_of_its_own_epoch() {
-        let watermarks = Watermarks::new(2, 0);
+        let watermarks = Watermarks::live(2);
         for (epoch, [first, second]) in [(1, [10, 20]), (2, [30, 25]), (3, [20, 20])] {
             watermarks.publish(epoch, first);
             watermarks.publish(epoch, second);
@@ -166,7 +182,11 @@ mod tests {
         assert_eq!([1, 2, 3].map(|epoch| watermarks.at(epoch)), [10, 25, 25]);
         assert_eq!(watermarks.at(1), 10);
         watermarks.publish(4, 99);
-        assert_eq!(watermarks.at(4), 25, "an epoch that an input never closed");
+        assert_eq!(watermarks.at(4), 25, "an epoch that an input has not closed yet");
+        watermarks.publish(4, 98);
+        assert_eq!(watermarks.at(4), 98, "now it has");
+        assert_eq!(watermarks.at(4 + 2 * EPOCHS_KEPT), 98, "long after");
+        let watermarks = Watermarks::live(2);
         watermarks.publish(5, NO_SAY);
         watermarks.publish(5, 40);
         assert_eq!(watermarks.at(5), 40, "an input without partitions holds nobody back");
