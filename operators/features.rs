@@ -20,6 +20,7 @@ use crate::units::Millis;
 pub mod aggregates;
 mod answers;
 mod as_of;
+mod build;
 mod definition;
 mod entity;
 mod group;

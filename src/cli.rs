@@ -25,6 +25,7 @@ mod run;
 mod schema;
 
 pub use reference::{Family, KindPage, families, reference, schema_text};
+pub use run::run_built;
 
 /// Every command, in the order of the help.
 const COMMANDS: &[Entry] = &[
@@ -71,6 +72,33 @@ pub fn command() -> Command {
     COMMANDS.iter().fold(empty, |command, entry| command.subcommand((entry.options)(Command::new(entry.name))))
 }
 
+/// The exit code of a bug in Millstream.
+const INTERNAL: i32 = 70;
+
+/// The whole of a program: writes logs, runs, says what went wrong, and turns it into an exit code.
+pub fn main(run: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
+    end_on_panic();
+    crate::logs::start();
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprint!("{}", describe(&error));
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+/// A panic on any thread ends the process at once: half a job is worse than none, and the supervisor starts it again.
+fn end_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        let thread = std::thread::current().name().unwrap_or("unnamed").to_string();
+        tracing::error!(thread, panic = %panic, "a bug in millstream: the process ends");
+        std::process::exit(INTERNAL);
+    }));
+}
+
 /// Runs the command that the process's arguments name.
 ///
 /// # Errors
@@ -95,7 +123,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return Some(2);
     }
     if let Some(error) = cause.downcast_ref::<ModelError>() {
-        return matches!(error, ModelError::NotServable { .. } | ModelError::Probe { .. }).then_some(2);
+        return (!matches!(error, ModelError::Unreadable { .. } | ModelError::Runtime(_))).then_some(2);
     }
     if let Some(SourceError::Gap { .. }) = cause.downcast_ref() {
         return Some(3);

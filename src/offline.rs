@@ -48,6 +48,14 @@ pub struct OfflineConfig {
     pub every: Millis,
 }
 
+impl OfflineConfig {
+    /// A Delta table in the folder `path` that gets every row of `from`.
+    pub fn delta(from: &str, path: &str) -> Self {
+        let table = TableKind::Delta(delta::DeltaConfig { path: path.into() });
+        OfflineConfig { from: from.into(), table, every: every() }
+    }
+}
+
 fn every() -> Millis {
     Millis(60_000)
 }

@@ -2,8 +2,14 @@
 
 use std::path::Path;
 
+#[path = "../topologies/flight_delays/main.rs"]
+mod flight_delays;
+#[path = "../topologies/score/main.rs"]
+mod score;
+
 use millstream::graph::{Graph, mermaid, svg, text};
 use millstream::plan::Plan;
+use millstream::topology::Topology;
 use millstream::topology::file::File;
 
 #[test]
@@ -38,4 +44,19 @@ fn the_smallest_topology_is_small() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("topologies/score/topology.yaml");
     let text = std::fs::read_to_string(path).expect("the topology can be read");
     assert!(text.lines().count() <= 25, "{} lines", text.lines().count());
+}
+
+#[test]
+fn a_topology_in_rust_equals_its_file() {
+    check_twin("score", &score::topology());
+    check_twin("flight_delays", &flight_delays::topology());
+}
+
+fn check_twin(name: &str, twin: &Topology) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("topologies").join(name).join("topology.yaml");
+    let file = File::open(&path).topology.expect("the file can be read");
+    // As text, because the order of columns counts, and maps with the same entries are equal in any order.
+    let written = |topology: &Topology| serde_json::to_string_pretty(topology).expect("a topology is JSON");
+    assert_eq!(written(twin), written(&file));
+    assert_eq!(*twin, file);
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::{Args, Parser, Subcommand};
 
 use crate::display::Display;
 use crate::http::{self, health::Health};
@@ -22,8 +22,6 @@ use crate::topology::Topology;
 /// Options that `run` and `replay` share.
 #[derive(Debug, Args)]
 pub struct Common {
-    /// The topology file.
-    file: PathBuf,
     /// Worker threads; overrides the topology's `engine.workers`.
     #[arg(long)]
     workers: Option<usize>,
@@ -44,6 +42,8 @@ pub struct Common {
 /// Runs a topology until it is stopped (SIGTERM, SIGINT) or its input ends.
 #[derive(Debug, Args)]
 pub struct RunArgs {
+    /// The topology file.
+    file: PathBuf,
     #[command(flatten)]
     common: Common,
 }
@@ -51,6 +51,15 @@ pub struct RunArgs {
 /// Runs a topology on the history of its sources, in event-time order, without a broker.
 #[derive(Debug, Args)]
 pub struct ReplayArgs {
+    /// The topology file.
+    file: PathBuf,
+    #[command(flatten)]
+    replay: Replay,
+}
+
+/// What `replay` needs besides a topology.
+#[derive(Debug, Args)]
+pub struct Replay {
     #[command(flatten)]
     common: Common,
     /// Folder for what the topology's Kafka sinks and offline tables would get, and for the replay's state.
@@ -63,24 +72,58 @@ pub struct ReplayArgs {
 
 impl super::Run for RunArgs {
     fn run(self) -> anyhow::Result<ExitCode> {
-        let (topology, folder) = super::load(&self.common.file)?;
-        let mode = if topology.is_bounded() { Mode::Bounded(Pace::Fastest) } else { Mode::Live };
-        drive(topology, folder, mode, &self.common)
+        let (topology, folder) = super::load(&self.file)?;
+        run(topology, folder, &self.common)
     }
 }
 
 impl super::Run for ReplayArgs {
     fn run(self) -> anyhow::Result<ExitCode> {
-        let (topology, folder) = super::load(&self.common.file)?;
-        let out = std::path::absolute(&self.out).context("find the folder for the output")?;
-        if self.common.fresh && out.exists() {
-            remove_output(&out)?;
-        }
-        std::fs::create_dir_all(&out).with_context(|| format!("make the folder {}", out.display()))?;
-        let topology = topology.on_history(&out);
-        let pace = self.speed.map_or(Pace::Fastest, Pace::Lapse);
-        drive(topology, folder, Mode::Bounded(pace), &self.common)
+        let (topology, folder) = super::load(&self.file)?;
+        replay(topology, folder, &self.replay)
     }
+}
+
+/// The command line of a program that holds its topology.
+#[derive(Debug, Parser)]
+struct Holder {
+    #[command(subcommand)]
+    command: Held,
+}
+
+#[derive(Debug, Subcommand)]
+enum Held {
+    /// Runs the topology until it is stopped (SIGTERM, SIGINT) or its input ends.
+    Run(Common),
+    /// Runs the topology on the history of its sources, in event-time order, without a broker.
+    Replay(Replay),
+}
+
+/// Runs a topology built in Rust: the program's arguments are the commands `run` and `replay` with their options, and no
+/// file. Relative paths start from `folder`.
+///
+/// # Errors
+/// As the commands of `millstream`.
+pub fn run_built(topology: Topology, folder: &Path) -> anyhow::Result<ExitCode> {
+    match Holder::parse().command {
+        Held::Run(options) => run(topology, folder.to_path_buf(), &options),
+        Held::Replay(options) => replay(topology, folder.to_path_buf(), &options),
+    }
+}
+
+fn run(topology: Topology, folder: PathBuf, options: &Common) -> anyhow::Result<ExitCode> {
+    let mode = if topology.is_bounded() { Mode::Bounded(Pace::Fastest) } else { Mode::Live };
+    drive(topology, folder, mode, options)
+}
+
+fn replay(topology: Topology, folder: PathBuf, options: &Replay) -> anyhow::Result<ExitCode> {
+    let out = std::path::absolute(&options.out).context("find the folder for the output")?;
+    if options.common.fresh && out.exists() {
+        remove_output(&out)?;
+    }
+    std::fs::create_dir_all(&out).with_context(|| format!("make the folder {}", out.display()))?;
+    let pace = options.speed.map_or(Pace::Fastest, Pace::Lapse);
+    drive(topology.on_history(&out), folder, Mode::Bounded(pace), &options.common)
 }
 
 /// Removes what an earlier replay wrote: its state, its outputs, its tables, and nothing else.
@@ -103,7 +146,7 @@ fn drive(mut topology: Topology, folder: PathBuf, mode: Mode, args: &Common) -> 
     }
     let plan = Plan::new(&topology, &folder).map_err(|errors| {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("{}: {}", args.file.display(), errors.join("; "))
+        anyhow::anyhow!("{}: {}", topology.name, errors.join("; "))
     })?;
     let plan = Arc::new(plan);
     if args.fresh {

@@ -66,6 +66,12 @@ impl Kind for KafkaSink {
 }
 
 impl KafkaSink {
+    /// A topic, with the defaults of a file.
+    pub fn new(brokers: &str, topic: &str) -> Self {
+        let (linger, headers) = (linger(), yes());
+        KafkaSink { brokers: brokers.into(), topic: topic.into(), linger, headers, options: Options::default() }
+    }
+
     /// What is wrong with the options, without asking a broker.
     pub fn option_errors(&self) -> Vec<OptionError> {
         self.options.errors(Side::Producer)

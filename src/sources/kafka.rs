@@ -62,6 +62,12 @@ impl Kind for KafkaSource {
 }
 
 impl KafkaSource {
+    /// Topics, read from their beginning.
+    pub fn new<'a>(brokers: &str, topics: impl IntoIterator<Item = &'a str>) -> Self {
+        let topics = topics.into_iter().map(str::to_string).collect();
+        KafkaSource { brokers: brokers.into(), topics, start: StartAt::default(), options: Options::default() }
+    }
+
     /// What is wrong with the options, without asking a broker.
     pub fn option_errors(&self) -> Vec<OptionError> {
         self.options.errors(Side::Consumer)
