@@ -12,7 +12,7 @@
 //! was faster.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -132,6 +132,7 @@ pub struct SlowLane {
     sender: Sender<Feed>,
     closed: Arc<AtomicU64>,
     quality: Arc<Mutex<QualityBySlice>>,
+    failed: Arc<AtomicBool>,
     thread: JoinHandle<anyhow::Result<SlowReport>>,
 }
 
@@ -156,8 +157,10 @@ impl SlowLane {
         let closed = Arc::new(AtomicU64::new(first_epoch - 1));
         let quality = Arc::new(Mutex::new(QualityBySlice::new()));
         let shared = (closed.clone(), quality.clone());
+        let failed = Arc::new(AtomicBool::new(false));
+        let failing = failed.clone();
         let run = move || {
-            timely::execute_directly(move |worker| {
+            let report = timely::execute_directly(move |worker| {
                 let outcomes: anyhow::Result<Vec<Outcomes>> = plan
                     .outcomes
                     .iter()
@@ -167,10 +170,12 @@ impl SlowLane {
                 let mut lane = Running { plan, detectors, outcomes: outcomes?, signals, closed, quality };
                 lane.run(worker, &receiver)?;
                 lane.finish()
-            })
+            });
+            failing.store(report.is_err(), Ordering::Release);
+            report
         };
         let thread = std::thread::Builder::new().name("slow lane".into()).spawn(run).context("start the slow lane")?;
-        Ok(SlowLane { sender, closed, quality, thread })
+        Ok(SlowLane { sender, closed, quality, failed, thread })
     }
 
     /// A way in for a worker.
@@ -181,6 +186,11 @@ impl SlowLane {
     /// The newest epoch that has been processed.
     pub fn closed_epoch(&self) -> u64 {
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// Whether the lane has failed; [`finish`](SlowLane::finish) says why.
+    pub fn failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
     }
 
     /// The figures after the newest epoch.
@@ -246,6 +256,10 @@ impl Running {
                 let (epoch, complete) = first.remove_entry();
                 self.epoch(worker, epoch, complete)?;
             }
+        }
+        // Workers may end in different epochs: what the last of them gave is complete now.
+        for (epoch, complete) in open {
+            self.epoch(worker, epoch, complete)?;
         }
         Ok(())
     }

@@ -197,6 +197,11 @@ impl Lanes {
     pub fn look_after(&self, gates: &Gates) {
         let slow = self.slow.as_ref().map_or(NO_LANE, SlowLane::closed_epoch);
         gates.slow_epoch.store(slow, Ordering::Relaxed);
+        if self.slow.as_ref().is_some_and(SlowLane::failed) {
+            // A lane that has failed must not hold the sources: the job drains, and its end says what happened.
+            gates.slow_epoch.store(NO_LANE, Ordering::Relaxed);
+            gates.failed.store(true, Ordering::Release);
+        }
         if let Some(offline) = &self.offline {
             gates.offline_backlog_bytes.store(offline.backlog_bytes(), Ordering::Relaxed);
             if let Err(error) = offline.check() {

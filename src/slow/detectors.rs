@@ -49,6 +49,10 @@ impl Detectors {
                 watching.observe(batch, &mut signals);
             }
         }
+        signals.sort_by_key(|signal| {
+            let row = &signal.row;
+            (row.event_time, row.source, row.partition, row.offset)
+        });
         (!signals.is_empty()).then(|| drift::to_batch(&signals))
     }
 
