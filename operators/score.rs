@@ -228,3 +228,110 @@ impl Operator for Score {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{AsArray, RecordBatch};
+    use arrow::datatypes::{Float64Type, Int64Type};
+
+    use super::*;
+    use crate::batch::Row;
+
+    /// Adds up a row; fails on a batch that holds a negative number, and notes how many rows each call had.
+    struct Adder {
+        calls: Arc<std::sync::Mutex<Vec<usize>>>,
+    }
+
+    impl Scorer for Adder {
+        fn score(&mut self, inputs: &[Values], rows: usize, scores: &mut Scores) -> Result<(), ModelFailed> {
+            self.calls.lock().unwrap().push(rows);
+            let Values::Float32(values) = &inputs[0] else { panic!("the binding wants float32") };
+            if values.iter().any(|value| *value < 0.0) {
+                return Err(ModelFailed("negative".into()));
+            }
+            scores
+                .scores
+                .extend(values.chunks_exact(values.len() / rows).map(|row| f64::from(row.iter().sum::<f32>())));
+            Ok(())
+        }
+    }
+
+    fn signature() -> ModelSignature {
+        let tensor = |name: &str, dims| TensorInfo { name: name.into(), elements: Elements::Float32, dims };
+        ModelSignature {
+            inputs: vec![tensor("features", vec![None, Some(2)])],
+            outputs: vec![tensor("probabilities", vec![None, Some(1)])],
+            aliases: Vec::new(),
+            classes: None,
+            rows_max: usize::MAX,
+            digest: "0123456789abcdef".into(),
+        }
+    }
+
+    fn batch(a: Vec<Option<f64>>) -> Batch {
+        let rows =
+            (0..a.len() as i64).map(|offset| Row { source: 0, partition: 0, offset, event_time: 0, arrived_micros: 0 });
+        let rows: Vec<Row> = rows.collect();
+        let b = Int64Array::from(vec![1; a.len()]);
+        let columns: [(&str, ArrayRef); 2] = [("a", Arc::new(Float64Array::from(a))), ("b", Arc::new(b))];
+        Batch::new(RecordBatch::try_from_iter_with_nullable(columns.map(|(n, c)| (n, c, true))).unwrap(), rows)
+    }
+
+    fn options(features: &[String]) -> ScoreOptions<'_> {
+        ScoreOptions { features, threshold: Some(3.0), ..ScoreOptions::default() }
+    }
+
+    #[test]
+    fn rows_that_fail_or_have_no_answer_are_rejected_and_the_others_scored() {
+        let features = ["a".to_string(), "b".to_string()];
+        let batch = batch(vec![Some(1.0), None, Some(-1.0), Some(2.0), Some(5.0)]);
+        let binding = bind(&signature(), &options(&features), &batch.records.schema()).unwrap();
+        let calls = Arc::<std::sync::Mutex<Vec<usize>>>::default();
+        let mut score = Score::new("adder", binding, Box::new(Adder { calls: calls.clone() }));
+        let mut out = Outputs::new(1);
+        score.process(0, batch, &mut out);
+        let scored = &out.ports[0][0].records;
+        assert_eq!(scored.column_by_name("score").unwrap().as_primitive::<Float64Type>().values(), &[2.0, 3.0, 6.0]);
+        assert_eq!(scored.column_by_name("label").unwrap().as_primitive::<Int64Type>().values(), &[0, 1, 1]);
+        let rejects: Vec<_> = out.rejects.iter().map(|reject| (reject.row.offset, reject.detail.as_str())).collect();
+        assert_eq!(rejects, [(1, "the model answered NaN"), (2, "the model failed: negative")]);
+        assert_eq!(*calls.lock().unwrap(), [5, 2, 3, 1, 2], "halved until the row that fails stands alone");
+    }
+
+    #[test]
+    fn a_large_batch_is_cut_into_calls() {
+        let features = ["a".to_string(), "b".to_string()];
+        let batch = batch(vec![Some(1.0); 600]);
+        let binding = bind(&signature(), &options(&features), &batch.records.schema()).unwrap();
+        let calls = Arc::<std::sync::Mutex<Vec<usize>>>::default();
+        let mut score = Score::new("adder", binding, Box::new(Adder { calls: calls.clone() }));
+        let mut out = Outputs::new(1);
+        score.process(0, batch, &mut out);
+        assert_eq!(out.ports[0][0].len(), 600);
+        assert_eq!(*calls.lock().unwrap(), [256, 256, 88]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_names_and_types() {
+        let schema = batch(vec![]).records.schema();
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let refusal = |features: &[&str]| bind(&signature(), &options(&names(features)), &schema).unwrap_err();
+        let three = refusal(&["a", "b", "a"]);
+        assert_eq!(three.field, "features");
+        assert_eq!(
+            three.message,
+            "the model's input `features` float32[?,2] takes 2 values a row, 3 features are listed"
+        );
+        let unknown = refusal(&["a", "c"]);
+        assert_eq!(
+            (unknown.field.as_str(), unknown.message.as_str()),
+            ("features[1]", "there is no column `c`; there are a, b")
+        );
+        let none = refusal(&[]);
+        assert_eq!(none.field, "onnx");
+        let mut text = signature();
+        text.inputs[0].elements = Elements::Text;
+        let wrong = bind(&text, &options(&names(&["a", "b"])), &schema).unwrap_err();
+        assert_eq!(wrong.message, "column `a` is float64, the model's input `features` string[?,2] wants string");
+    }
+}

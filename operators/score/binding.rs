@@ -10,6 +10,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use super::signature::{Classes, Elements, ModelSignature, TensorInfo};
+use crate::expressions::type_name;
 
 /// What a topology says about a model, besides its file.
 #[derive(Debug, Clone, Copy, Default)]
@@ -216,7 +217,7 @@ fn column(field: &str, name: &str, tensor: &TensorInfo, schema: &Schema) -> Resu
     };
     Err(error(
         field,
-        format!("column `{name}` is {data_type}, the model's input {tensor} wants {}", tensor.elements),
+        format!("column `{name}` is {}, the model's input {tensor} wants {}", type_name(data_type), tensor.elements),
         &hint,
     ))
 }

@@ -412,15 +412,17 @@ struct Stored {
 
 impl Stored {
     fn read(bytes: &[u8]) -> Result<Self, Refused> {
-        const SHAPE_BYTES_MAX: usize = 8 * 16;
+        const SHAPE_DIMS_MAX: usize = 16;
         let (mut name, mut ints, mut code, mut location) = (String::new(), Vec::new(), 0, None);
         for field in Fields::of(bytes) {
             let field = field?;
             match (field.number, field.bytes()) {
                 (2, _) => code = field.int().unwrap_or_default(),
-                (7, _) => field.ints(&mut ints)?,
+                (7, packed) if ints.len() + packed.map_or(1, <[u8]>::len) <= SHAPE_DIMS_MAX * 10 => {
+                    field.ints(&mut ints)?
+                }
                 (8, _) => name = field.text().unwrap_or_default(),
-                (9, Some(raw)) if raw.len() <= SHAPE_BYTES_MAX => {
+                (9, Some(raw)) if raw.len() <= SHAPE_DIMS_MAX * 8 => {
                     ints.extend(raw.as_chunks::<8>().0.iter().map(|chunk| i64::from_le_bytes(*chunk)));
                 }
                 (13, Some(entry)) => location = Some(external_location(entry)?.or(location).unwrap_or_default()),
@@ -447,4 +449,42 @@ fn external_location(entry: &[u8]) -> Result<Option<String>, Malformed> {
         }
     }
     Ok(value.filter(|_| key.as_deref() == Some("location")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever a damaged file says, reading it ends with an answer and not with a panic.
+    #[test]
+    fn damaged_files_are_answered() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models");
+        for name in ["sk_logreg_string_labels", "sk_multioutput_classifier", "sk_pipeline_strings"] {
+            let whole = std::fs::read(folder.join(format!("{name}.onnx"))).unwrap();
+            for length in 0..whole.len() {
+                let mut cut = whole.clone();
+                cut.truncate(length);
+                let _ = read(cut);
+                for bits in [0x01, 0x80, 0xff] {
+                    let mut changed = whole.clone();
+                    changed[length] ^= bits;
+                    let _ = read(changed);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_can_still_be_named() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models");
+        let declared = read(std::fs::read(folder.join("sk_logreg_string_labels.onnx")).unwrap()).unwrap();
+        let outputs: Vec<String> = declared.outputs.iter().map(ToString::to_string).collect();
+        assert_eq!(outputs, ["`output_label` string[?]", "`probabilities` float32[?,?]"]);
+        assert_eq!(declared.aliases, [("output_probability".to_string(), "probabilities".to_string())]);
+        let classes = ["high", "low", "mid"].map(String::from).to_vec();
+        assert_eq!(declared.classes, Some(Classes::Text(classes)));
+        let again = read(declared.model).unwrap();
+        assert!(again.aliases.is_empty(), "the copy has no ZipMap");
+        assert_eq!(again.outputs.len(), 2);
+    }
 }
