@@ -1,22 +1,34 @@
 #!/usr/bin/env bash
 # run.sh [PATTERN]: the benches on Apache Kafka, each row beside the copy loop and the bare loop in the same run; rows whose
-# name matches PATTERN. Specification and how to read the figures: docs/benchmarks.md.
+# name matches PATTERN, a regular expression. Specification and how to read the figures: docs/benchmarks.md.
 #
-# Needs MODELS, a folder with mlp.onnx (W0: input x [n, 32], output p [n, 1]) and lgb.onnx (W1: input x [n, 22], output
-# probabilities [n, 2]). Builds in release, which takes long the first time.
+# The results of every row are held against tests/python/recompute_workloads.py.
+#
+# Variables, with their defaults:
+#   BIN                    a folder with the binaries millstream, bench and bare; without it they are built in release, which
+#                          takes long the first time
+#   MODELS=benches/kafka   a folder with mlp.onnx (W0: input x [n, 32], output p [n, 1]) and lgb.onnx (W1: input x [n, 22],
+#                          output probabilities [n, 2])
+#   KAFKA_BROKERS          a running broker; without it one is started on KAFKA_PORT
+#   THROUGHPUT, LATENCY    legs, separated by commas
 set -euo pipefail
 cd "$(dirname "$0")/.."
 want=${1:-.}
-: "${MODELS:?a folder with mlp.onnx and lgb.onnx}"
-MODELS=$(realpath "$MODELS")
+MODELS=$(realpath "${MODELS:-benches/kafka}")
 export MODELS
-deploy/prerequisites.sh rust java
-cargo build --release --locked --workspace
-bin=$(realpath "${CARGO_TARGET_DIR:-target}")/release
+if [ -n "${BIN:-}" ]; then
+  deploy/prerequisites.sh python java
+  bin=$(realpath "$BIN")
+else
+  deploy/prerequisites.sh rust python java
+  cargo build --release --locked --workspace
+  bin=$(realpath "${CARGO_TARGET_DIR:-target}")/release
+fi
 ORT_DYLIB_PATH=$(deploy/onnxruntime.sh)
 export ORT_DYLIB_PATH
+python=$(deploy/python.sh tests/python/requirements.txt)
 work=$(mktemp -d)
-export LOG=$work/log STATE=$work/state
+export LOG=$work/log STATE=$work/state SAMPLE=$work/sample.jsonl
 started=
 stop() {
   [ -z "$started" ] || deploy/kafka.sh clean
@@ -32,14 +44,19 @@ export KAFKA_BROKERS
 row() { # NAME KEYS LEGS COMMAND...
   [[ $1-$2 =~ $want ]] || return 0
   rm -rf "$STATE"
-  SAMPLE=${SAMPLES:+$SAMPLES/$1-$2.jsonl} timeout 900 "$bin/bench" "$@" || { tail -5 "$LOG"; return 1; }
+  timeout 900 "$bin/bench" "$@" || { tail -5 "$LOG"; return 1; }
+  [[ $1 =~ -w[01]$ ]] || return 0
+  # Results of the first million events are kept.
+  count=$(tr , '\n' <<<"$3" | awk -F '[TLx]' '{ n += /^T/ ? $2 : $2 * $3 } END { print n < 1000000 ? n : 1000000 }')
+  "$python" tests/python/recompute_workloads.py check "${1##*-}" "$SAMPLE" --models "$MODELS" \
+    --keys "$2" --count "$count" --every 97
 }
-throughput=T600000,T500000,T500000
-latency=L2000x20,L10000x20,L30000x20
-row copy 1000 $throughput,$latency "$bin/bare" copy
-row bare-w0 1000 $throughput "$bin/bare" w0
-row millstream-w0 1000 $throughput "$bin/millstream" run benches/kafka/w0.yaml
-row bare-w1 1000 $throughput,$latency "$bin/bare" w1
-row millstream-w1 1000 $throughput,$latency "$bin/millstream" run benches/kafka/w1.yaml
-row bare-w1 100000 $throughput "$bin/bare" w1
-row millstream-w1 100000 $throughput "$bin/millstream" run benches/kafka/w1.yaml
+throughput=${THROUGHPUT:-T600000,T500000,T500000,T500000}
+latency=${LATENCY:-L2000x20,L10000x20,L30000x20}
+row copy 1000 "$throughput,$latency" "$bin/bare" copy
+row bare-w0 1000 "$throughput" "$bin/bare" w0
+row millstream-w0 1000 "$throughput" "$bin/millstream" run benches/kafka/w0.yaml
+row bare-w1 1000 "$throughput,$latency" "$bin/bare" w1
+row millstream-w1 1000 "$throughput,$latency" "$bin/millstream" run benches/kafka/w1.yaml
+row bare-w1 100000 "$throughput" "$bin/bare" w1
+row millstream-w1 100000 "$throughput" "$bin/millstream" run benches/kafka/w1.yaml

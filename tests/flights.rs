@@ -1,10 +1,9 @@
 //! The flights of 2013 out of New York, the whole year: every feature of every row against a second computation that shares
 //! nothing with the engine, and how good the predictions are. `FLIGHTS_DATA` names the folder of the event files.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
-use super::program::{Running, replay, root, summary, total};
+use super::program::{python, replay, root, said, summary, total};
 
 /// The event files.
 fn data() -> PathBuf {
@@ -23,18 +22,6 @@ fn data() -> PathBuf {
     folder
 }
 
-/// Runs a Python script of the tests; gives what it printed.
-fn python(script: &str, arguments: &[&Path]) -> String {
-    let said = |command: &mut Command| {
-        let said = Running::start(command).end();
-        assert!(said.status.success(), "{command:?}: {}{}", said.out, said.err);
-        said.out.trim().to_owned()
-    };
-    let interpreter =
-        said(Command::new(root().join("deploy/python.sh")).arg(root().join("tests/python/requirements.txt")));
-    said(Command::new(interpreter).arg(root().join("tests/python").join(script)).args(arguments))
-}
-
 #[test]
 fn every_feature_of_the_year_and_its_quality() {
     let data = data();
@@ -48,11 +35,11 @@ fn every_feature_of_the_year_and_its_quality() {
     assert_eq!(total(&summary["rejects"]) + total(&summary["late"]), 0, "{}", summary["rejects"]);
 
     let table = out.path().join("offline/predictions");
-    let said = python("recompute_flights.py", &["--data".as_ref(), &data, "--compare".as_ref(), &table]);
-    assert!(said.ends_with("336776 of 336776 rows agree in all 19 features"), "{said}");
+    let agreement = said(python("recompute_flights.py").arg("--data").arg(&data).arg("--compare").arg(&table));
+    assert!(agreement.trim().ends_with("336776 of 336776 rows agree in all 19 features"), "{agreement}");
 
     // September to December, which the model was not trained on.
-    let said = python("judge_flights.py", &[&data, &table]);
-    let auc: f64 = said.parse().unwrap_or_else(|_| panic!("no AUC: {said}"));
+    let quality = said(python("judge_flights.py").arg(&data).arg(&table));
+    let auc: f64 = quality.trim().parse().unwrap_or_else(|_| panic!("no AUC: {quality}"));
     assert!((auc - 0.756).abs() <= 0.01, "AUC {auc}");
 }

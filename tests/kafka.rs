@@ -25,6 +25,7 @@ mod live;
 mod outage;
 mod sink;
 mod source;
+mod workloads;
 
 /// Longer than anything here takes; a test that waits so long has failed.
 const LONG: Duration = Duration::from_secs(30);

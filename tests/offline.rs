@@ -1,7 +1,5 @@
 //! The offline store as its users read it: a table written by the engine, read by DuckDB and by deltalake for Python.
 
-use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +11,8 @@ use millstream::provenance::{ModelInfo, Origins};
 use millstream::sources::Partitions;
 use millstream_operators::units::Millis;
 use millstream_operators::{Batch, Row};
+
+use super::program::{python, said};
 
 /// Scored rows of partition `partition`: an hour between events, every third feature null.
 fn rows(partition: u32, offsets: std::ops::Range<i64>) -> Batch {
@@ -37,7 +37,6 @@ fn rows(partition: u32, offsets: std::ops::Range<i64>) -> Batch {
 
 #[test]
 fn duckdb_and_deltalake_for_python_read_the_table() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = tempfile::tempdir().expect("a folder");
     let config = OfflineConfig {
         from: "delay".into(),
@@ -65,15 +64,6 @@ fn duckdb_and_deltalake_for_python_read_the_table() {
     drop(feeders);
     offline.finish(Duration::from_secs(60)).expect("finishes");
 
-    let run = |command: &mut Command| {
-        let output = command.output().expect("the program starts");
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{command:?}: {out}{err}");
-        out.trim().to_owned()
-    };
-    let requirements = root.join("tests/python/requirements.txt");
-    let python = run(Command::new(root.join("deploy/python.sh")).arg(requirements));
-    let script = root.join("tests/python/read_offline.py");
-    let said = run(Command::new(python).arg(script).arg(folder.path().join("delay")).arg("200"));
+    let said = said(python("read_offline.py").arg(folder.path().join("delay")).arg("200"));
     assert!(said.starts_with("200 rows, 2013-01-01"), "{said}");
 }

@@ -84,6 +84,22 @@ impl Drop for Running {
     }
 }
 
+/// A Python script of the tests, to be started with what it needs installed.
+pub fn python(script: &str) -> Command {
+    let requirements = root().join("tests/python/requirements.txt");
+    let interpreter = said(Command::new(root().join("deploy/python.sh")).arg(requirements));
+    let mut command = Command::new(interpreter.trim());
+    command.arg(root().join("tests/python").join(script));
+    command
+}
+
+/// Runs a command to its end, which must be a good one, and gives what it printed.
+pub fn said(command: &mut Command) -> String {
+    let said = Running::start(command).end();
+    assert!(said.status.success(), "{command:?}: {}{}", said.out, said.err);
+    said.out
+}
+
 /// `millstream replay TOPOLOGY` into the folder `out`, without the pages.
 pub fn replay(topology: &Path, workers: usize, out: &Path) -> Command {
     let mut command = millstream();

@@ -1,6 +1,6 @@
 //! The limit line: consume, parse, work, score at the natural batch, produce. One thread, no engine, no durable state.
 //!
-//! `bare copy|w0|w1`; environment: KAFKA_BROKERS, MODELS (folder of mlp.onnx and lgb.onnx), ORT_DYLIB_PATH.
+//! `bare copy|w0|w1`; environment: KAFKA_BROKERS, MODELS (folder of mlp.onnx and lgb.onnx; benches/kafka), ORT_DYLIB_PATH.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ impl Model {
     fn open(file: &str, output: &'static str, width: usize, columns: usize) -> anyhow::Result<Model> {
         let library = variable("ORT_DYLIB_PATH", "libonnxruntime.so");
         let environment = ort::init_from(&library)?.with_name("bare").build()?;
-        let path = format!("{}/{file}", variable("MODELS", "."));
+        let path = format!("{}/{file}", variable("MODELS", "benches/kafka"));
         let mut builder = Session::builder(&environment)?
             .with_intra_threads(1)
             .and_then(|b| b.with_inter_threads(1))

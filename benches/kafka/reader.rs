@@ -1,7 +1,7 @@
 //! Reads the outputs, finds repeats, keeps a sample, and measures latency against the schedule.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -58,7 +58,7 @@ impl Reader {
         }
         consumer.assign(&positions)?;
         let sample = match std::env::var("SAMPLE") {
-            Ok(path) => Some(BufWriter::new(File::create(path)?)),
+            Ok(path) => Some(File::create(path)?),
             Err(_) => None,
         };
         let shared = Arc::new(Seen::default());
@@ -81,15 +81,10 @@ impl Reader {
     }
 }
 
-fn read(consumer: &BaseConsumer, seen: &Seen, mut sample: Option<BufWriter<File>>) {
+fn read(consumer: &BaseConsumer, seen: &Seen, mut sample: Option<File>) {
     let mut ids: Vec<bool> = Vec::new();
     loop {
-        let Some(message) = consumer.poll(Duration::from_millis(100)) else {
-            if let Some(sample) = &mut sample {
-                sample.flush().expect("the sample can be written");
-            }
-            continue;
-        };
+        let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };
         let message = message.expect("the results can be read");
         let value = message.payload().unwrap_or_default();
         let at = value.iter().position(u8::is_ascii_digit).expect("a result begins with its id");
@@ -102,7 +97,8 @@ fn read(consumer: &BaseConsumer, seen: &Seen, mut sample: Option<BufWriter<File>
             continue;
         }
         if let Some(sample) = sample.as_mut().filter(|_| id % SAMPLE_EVERY == 0 && id < SAMPLE_END) {
-            sample.write_all(value).and_then(|()| sample.write_all(b"\n")).expect("the sample can be written");
+            // A write for each line, so that the sample is whole whenever the bench ends.
+            sample.write_all(&[value, b"\n"].concat()).expect("the sample can be written");
         }
         if let Some(schedule) = seen.schedule.lock().expect("the bench does not panic").as_mut()
             && id as u64 >= schedule.counted_from
