@@ -147,6 +147,21 @@ fn rows_are_committed_while_running_and_epochs_without_rows_are_durable() {
 }
 
 #[test]
+fn a_store_that_ended_while_it_was_looked_at_is_finished() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (store, feeders) = start(open(folder.path(), Begin::Anew, 1)).expect("opens");
+    feeders[0].feed(0, 1, rows(0..1));
+    feeders[0].close(1);
+    drop(feeders);
+    while !store.done.load(std::sync::atomic::Ordering::Relaxed) {
+        store.check().expect("it works");
+        std::thread::yield_now();
+    }
+    store.finish(WAIT).expect("it ended well");
+    assert_eq!(offsets(&table(folder.path())), [0]);
+}
+
+#[test]
 fn a_redo_is_a_no_op_and_a_crash_before_the_commit_leaves_the_table_as_it_was() {
     let folder = tempfile::tempdir().expect("a folder");
     block_on(async {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -77,6 +77,8 @@ pub struct Offline {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     result: mpsc::Receiver<Result<(), OfflineError>>,
+    /// Set when a look at the thread has found that it ended well: its result has been taken.
+    pub(super) done: AtomicBool,
 }
 
 /// One worker's way in. Nothing here blocks or fails; what goes wrong shows in [`Offline::check`].
@@ -123,7 +125,12 @@ impl Offline {
     /// # Errors
     /// Why it stopped: the job can't go on.
     pub fn check(&self) -> Result<(), OfflineError> {
-        self.result.try_recv().unwrap_or(Ok(()))
+        match self.result.try_recv() {
+            Ok(Ok(())) => self.done.store(true, Ordering::Relaxed),
+            Ok(Err(error)) => return Err(error),
+            Err(_) => {}
+        }
+        Ok(())
     }
 
     /// Commits everything of the epochs that all workers have closed, and stops. The feeders must be dropped first.
@@ -132,7 +139,10 @@ impl Offline {
     /// If a table can't be committed, or the deadline passes.
     pub fn finish(mut self, deadline: Duration) -> Result<(), OfflineError> {
         let late = || OfflineError::Deadline { seconds: deadline.as_secs(), durable: self.shared.durable_epoch() };
-        let result = self.result.recv_timeout(deadline).map_err(|_| late())?;
+        let result = match self.done.load(Ordering::Relaxed) {
+            true => Ok(()),
+            false => self.result.recv_timeout(deadline).map_err(|_| late())?,
+        };
         if let Some(thread) = self.thread.take() {
             // The result has come, so the thread is at its end; a panic has ended the process already.
             let _joined = thread.join();
@@ -183,7 +193,7 @@ pub fn start(open: OpenOffline) -> Result<(Offline, Vec<Feeder>), OfflineError> 
     }
     let feeders =
         (0..workers).map(|worker| Feeder { worker, sender: sender.clone(), shared: shared.clone() }).collect();
-    Ok((Offline { shared, thread: Some(thread), result }, feeders))
+    Ok((Offline { shared, thread: Some(thread), result, done: AtomicBool::new(false) }, feeders))
 }
 
 /// One table with what waits for it.
@@ -203,6 +213,7 @@ struct TableMetrics {
     files: CounterHandle,
     committed: CounterHandle,
     repeated: CounterHandle,
+    failed: CounterHandle,
     conflicts: CounterHandle,
     duration: HistogramHandle,
     durable: GaugeHandle,
@@ -216,6 +227,7 @@ impl TableMetrics {
             files: OFFLINE_FILES.of([table]),
             committed: OFFLINE_COMMITS.of([table, "committed"]),
             repeated: OFFLINE_COMMITS.of([table, "repeated"]),
+            failed: OFFLINE_COMMITS.of([table, "failed"]),
             conflicts: OFFLINE_COMMIT_CONFLICTS.of([table]),
             duration: OFFLINE_COMMIT_DURATION.of([table]),
             durable: OFFLINE_DURABLE_EPOCH.of([table]),
@@ -322,13 +334,14 @@ impl Writer {
             for (epoch, mut rows) in std::mem::replace(&mut table.waiting, open) {
                 rows.sort_by_key(|(worker, ..)| *worker);
                 for (_, batch, bytes) in rows {
-                    table.store.write(epoch, &batch).await?;
+                    let written = table.store.write(epoch, &batch).await;
+                    written.inspect_err(|_| table.metrics.failed.increment(1))?;
                     self.shared.backlog_bytes.fetch_sub(bytes, Ordering::Relaxed);
                 }
                 table.pending = true;
             }
             if table.store.open_bytes() > OPEN_BYTES_MAX {
-                table.store.stage().await?;
+                table.store.stage().await.inspect_err(|_| table.metrics.failed.increment(1))?;
             }
         }
         Ok(())
@@ -343,7 +356,7 @@ impl Writer {
                     continue;
                 }
                 let started = Instant::now();
-                let committed = table.store.commit(epoch).await?;
+                let committed = table.store.commit(epoch).await.inspect_err(|_| table.metrics.failed.increment(1))?;
                 table.metrics.count(committed, started);
                 table.pending = false;
             }
