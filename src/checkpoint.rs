@@ -18,7 +18,11 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use crate::metrics::catalogue::{
+    CHECKPOINT_BYTES, CHECKPOINT_DURATION, CHECKPOINT_EPOCH, CHECKPOINT_LAST, CHECKPOINTS,
+};
 use crate::sources::Positions;
 
 mod manifest;
@@ -197,6 +201,8 @@ impl Store {
         let path = self.segment(epoch);
         let bytes = tried(fs::read(&path), "read", &path)?;
         let state = segment::parse(&bytes, &manifest.segment).map_err(|detail| corrupt(&path, detail))?;
+        CHECKPOINT_EPOCH.of([]).set(epoch as f64);
+        CHECKPOINT_BYTES.of([]).set(bytes.len() as f64);
         Ok(Some(manifest.into_checkpoint(state)))
     }
 
@@ -205,11 +211,25 @@ impl Store {
     /// # Errors
     /// If there is one of the same epoch, or the file system refuses: the checkpoint before stays the newest.
     pub fn publish(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+        let started = Instant::now();
+        let written = self.write(checkpoint);
+        CHECKPOINTS.of([if written.is_ok() { "ok" } else { "failed" }]).increment(1);
+        let bytes = written?;
+        CHECKPOINT_DURATION.of([]).record(started.elapsed().as_secs_f64());
+        CHECKPOINT_EPOCH.of([]).set(checkpoint.epoch as f64);
+        CHECKPOINT_BYTES.of([]).set(bytes as f64);
+        CHECKPOINT_LAST.of([]).set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+        Ok(())
+    }
+
+    /// Writes and publishes; gives the bytes of the state.
+    fn write(&self, checkpoint: &Checkpoint) -> Result<u64, CheckpointError> {
         let path = self.manifest(checkpoint.epoch);
         if path.exists() {
             return Err(CheckpointError::Exists { path: path.display().to_string() });
         }
         let summary = self.write_segment(checkpoint)?;
+        let bytes = summary.bytes;
         let text = manifest::Manifest::new(&self.job, checkpoint, summary).text();
         let draft = path.with_extension("tmp");
         let mut file = tried(File::create(&draft), "make", &draft)?;
@@ -222,7 +242,8 @@ impl Store {
             result => tried(result, "publish", &path)?,
         }
         self.sync_folder("manifest")?;
-        self.sweep(checkpoint.epoch)
+        self.sweep(checkpoint.epoch)?;
+        Ok(bytes)
     }
 
     fn write_segment(&self, checkpoint: &Checkpoint) -> Result<segment::Summary, CheckpointError> {

@@ -25,7 +25,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::Value;
 use tokio::sync::{Semaphore, oneshot};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::metrics::Exporter;
 use crate::online::OnlineStore;
@@ -49,10 +49,6 @@ const CONNECTION_TIME_MAX: Duration = Duration::from_secs(300);
 const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Largest body of a request.
 const BODY_BYTES_MAX: usize = 1 << 20;
-/// Time between two rounds of upkeep: sweeping a shard of every group.
-const SWEEP_EVERY: Duration = Duration::from_millis(100);
-/// Rounds of sweeping between two foldings of the histograms.
-const FOLD_ROUNDS: u64 = 10;
 
 /// What is served.
 pub struct Serve {
@@ -60,7 +56,7 @@ pub struct Serve {
     pub health: Arc<Health>,
     /// The metrics.
     pub exporter: Exporter,
-    /// The online store, if a feature group is served. Its old keys are swept from here.
+    /// The online store, if a feature group is served.
     pub online: Option<Arc<OnlineStore>>,
     /// More members for the object that `/v1/status` answers: job, positions, models.
     pub about: Box<dyn Fn() -> Value + Send + Sync>,
@@ -142,7 +138,6 @@ fn what_to_do(error: &std::io::Error) -> String {
 
 /// Accepts until told to stop; connections that are open then are dropped.
 async fn run(listener: tokio::net::TcpListener, serve: Arc<Serve>, mut stopped: oneshot::Receiver<()>) {
-    tokio::spawn(upkeep(serve.clone()));
     let router = routes::router(serve);
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -175,19 +170,4 @@ async fn connection(stream: tokio::net::TcpStream, router: Router) -> Result<(),
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
         .await
-}
-
-/// What must be done now and then, whether somebody asks or not: forget expired keys, fold histograms.
-async fn upkeep(serve: Arc<Serve>) {
-    let mut ticks = interval(SWEEP_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    for round in 0_u64.. {
-        ticks.tick().await;
-        if let Some(online) = &serve.online {
-            online.group_names().for_each(|_| online.sweep_next());
-        }
-        if round % FOLD_ROUNDS == 0 {
-            serve.exporter.fold();
-        }
-    }
 }

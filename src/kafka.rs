@@ -95,6 +95,8 @@ fn client(brokers: &str, name: &str) -> ClientConfig {
         .set("log.connection.close", "false")
         .set("socket.nagle.disable", "true")
         .set("socket.keepalive.enable", "true")
+        // For the number of brokers that are up; the client makes the text when it is polled.
+        .set("statistics.interval.ms", "5000")
         // A broker that comes back is found within two seconds; the default lets ten go by.
         .set("reconnect.backoff.max.ms", "2000");
     config

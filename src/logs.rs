@@ -3,6 +3,10 @@
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::metrics::log::CountMessages;
 
 /// The environment variable that says what is logged: `info`, `debug`, `millstream=debug,warn` ...
 pub const VARIABLE: &str = "MILLSTREAM_LOG";
@@ -10,10 +14,13 @@ pub const VARIABLE: &str = "MILLSTREAM_LOG";
 /// Starts logging, once a process; later calls change nothing.
 pub fn start() {
     let filter = EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_| EnvFilter::new("error,millstream=info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Messages are counted, so the recorder comes first.
+    crate::metrics::install();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let log = tracing_subscriber::registry().with(filter).with(CountMessages::new());
     let started = match std::io::stderr().is_terminal() {
-        true => log.compact().with_target(false).try_init(),
-        false => log.json().flatten_event(true).try_init(),
+        true => log.with(lines.compact().with_target(false)).try_init(),
+        false => log.with(lines.json().flatten_event(true)).try_init(),
     };
     // Someone else's logging is as good as ours: a program that embeds the library may have started its own.
     drop(started);

@@ -94,6 +94,8 @@ pub enum Unit {
 pub enum Part {
     /// Every job.
     Job,
+    /// The workers of the fast lane.
+    Workers,
     /// Sources of every kind.
     Sources,
     /// Sources and sinks that speak to Kafka.
@@ -194,8 +196,8 @@ impl Exporter {
         text
     }
 
-    /// Moves the observations of histograms into their buckets. Until then each observation takes 8 bytes: the HTTP
-    /// thread calls this every second.
+    /// Moves the observations of histograms into their buckets. Until then each observation takes 8 bytes: the
+    /// job's loop calls this every second, whether somebody scrapes or not.
     pub fn fold(&self) {
         self.handle.run_upkeep();
     }

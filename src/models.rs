@@ -9,6 +9,7 @@
 //! that does not end, rows that depend on each other, and answers that change from call to call. What a hostile file
 //! can still do is take memory during its first run: give untrusted models to a process with a memory limit.
 
+mod measured;
 mod onnx;
 mod probe;
 pub mod runtime;
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use millstream_operators::score::{Binding, ModelSignature, TensorInfo};
 
+pub use measured::Measured;
 pub use session::OnnxScorer;
 
 /// Largest model file.

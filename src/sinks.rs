@@ -147,6 +147,16 @@ pub trait SinkTarget {
     fn open(&self, open: Open) -> Result<Box<dyn SinkWriter>, SinkError>;
 }
 
+impl SinkError {
+    /// Who failed, for the metrics: `disk`, or `refused` by a broker.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            SinkError::File { .. } => "disk",
+            SinkError::Kafka { .. } => "refused",
+        }
+    }
+}
+
 /// A sink that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {

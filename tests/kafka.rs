@@ -22,6 +22,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 mod commands;
 mod live;
+mod metrics;
 mod outage;
 mod sink;
 mod source;

@@ -155,7 +155,7 @@ fn drive(mut topology: Topology, folder: PathBuf, mode: Mode, args: &Common) -> 
     let signals = Signals::listen()?;
     let exporter = crate::metrics::install();
     let health = Arc::new(report::health(&plan));
-    let mut reporter = Reporter::new(&plan);
+    let mut reporter = Reporter::new(&plan, exporter.clone());
     let mut job = Job::start(plan.clone(), mode)?;
     let _server = serve(&plan, &job, &health, exporter)?;
     (0..plan.models.len()).for_each(|model| health.set_loaded(model));

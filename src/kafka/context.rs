@@ -6,12 +6,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{ClientContext, Statistics};
+
+use crate::metrics::catalogue::{KAFKA_BROKERS_UP, KAFKA_CLIENT_ERRORS, KAFKA_COMMIT_ERRORS};
 
 /// At most one line of a kind in this time: librdkafka repeats itself for every broker and every try.
 const LOG_EVERY: Duration = Duration::from_secs(10);
@@ -77,9 +79,11 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        let Some(code) = error.rdkafka_error_code() else { return };
+        let Some(code) = error.rdkafka_error_code().filter(|code| *code != RDKafkaErrorCode::PartitionEOF) else {
+            return;
+        };
+        KAFKA_CLIENT_ERRORS.of([&self.client, &format!("{code:?}")]).increment(1);
         match code {
-            RDKafkaErrorCode::PartitionEOF => return,
             RDKafkaErrorCode::AllBrokersDown => self.down.store(true, Ordering::Relaxed),
             _ => {
                 let trouble = Trouble { code, reason: tidy(reason) };
@@ -90,11 +94,17 @@ impl ClientContext for Context {
             tracing::warn!(client = %self.client, error = ?code, suppressed, "{}", tidy(reason));
         }
     }
+
+    fn stats(&self, statistics: Statistics) {
+        let up = statistics.brokers.values().filter(|broker| broker.state == "UP" && broker.nodeid >= 0).count();
+        KAFKA_BROKERS_UP.of([&self.client]).set(up as f64);
+    }
 }
 
 impl ConsumerContext for Context {
     fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
         if let Err(error) = result {
+            KAFKA_COMMIT_ERRORS.of([&self.client]).increment(1);
             self.warn("commit", &format!("offsets for lag tools could not be committed: {error}"));
         }
     }

@@ -49,24 +49,45 @@ catalogue! {
     Gauge EPOCH_CURRENT = "millstream_epoch_current" [] Count Job FromStart "The open epoch.";
     Gauge EPOCH_COMMITTED = "millstream_epoch_committed" [] Count Job FromStart "The newest epoch of which every output is durable.";
     Gauge EPOCH_AGE_SECONDS = "millstream_epoch_age_seconds" [] Seconds Job FromStart "Time since the newest commit of an epoch, by the process's clock at the scrape. The figure to alert on: above three epoch lengths the job does not keep up or is stuck.";
+    Histogram(LATENCY) EPOCH_CLOSE_DURATION = "millstream_epoch_close_duration_seconds" [] Seconds Job OnceItHappens "Time from the end of an epoch until all of it is durable in every sink, to 20 ms.";
+    Gauge GATE_SHUT = "millstream_gate_shut" ["gate"] Count Job FromStart "1 while this gate holds the sources: `sink` (a sink with a queue), `exchange` (rows between workers), `slow_lane` and `epoch` (epochs behind) or `offline` (bytes that wait for tables). It names the part that does not keep up.";
+    Gauge EXCHANGE_QUEUED_ROWS = "millstream_exchange_queued_rows" [] Count Job FromStart "Rows on their way from one worker to another.";
+    Gauge EXCHANGE_ROWS_MAX = "millstream_exchange_rows_max" [] Count Job FromStart "Rows between workers above which the sources are held.";
+    Counter CHECKPOINTS = "millstream_checkpoints_total" ["outcome"] Count Job OnceItHappens "Checkpoints tried, by outcome: ok or failed.";
+    Histogram(LATENCY) CHECKPOINT_DURATION = "millstream_checkpoint_duration_seconds" [] Seconds Job OnceItHappens "Time to write a checkpoint durably, state and manifest.";
+    Gauge CHECKPOINT_BYTES = "millstream_checkpoint_bytes" [] Bytes Job OnceItHappens "State in the newest checkpoint: that of nodes and of the slow lane.";
+    Gauge CHECKPOINT_EPOCH = "millstream_checkpoint_epoch" [] Count Job OnceItHappens "The epoch of the newest checkpoint, written or taken up: where a start after a crash goes on.";
+    Gauge CHECKPOINT_LAST = "millstream_checkpoint_last_success_timestamp_seconds" [] Timestamp Job OnceItHappens "When the newest checkpoint of this run was written.";
     Counter LOG_MESSAGES = "millstream_log_messages_total" ["level"] Count Job FromStart "Log messages written, by level.";
+
+    // Workers.
+    Counter WORKER_STEPS = "millstream_worker_steps_total" ["worker"] Count Workers FromStart "Turns of the worker's loop.";
+    Counter WORKER_PARKS = "millstream_worker_parks_total" ["worker"] Count Workers FromStart "Turns without a row in which the worker was free to sleep.";
+    Gauge WORKER_BUSY_SECONDS = "millstream_worker_busy_seconds" ["worker"] Seconds Workers FromStart "Time in turns that moved rows, since the start. `rate` of it is how busy the worker is; near 1 it is the bottleneck.";
+    Gauge WORKER_IDLE_SECONDS = "millstream_worker_idle_seconds" ["worker"] Seconds Workers FromStart "Time in turns without a row, since the start: spinning, parked, looking at sinks.";
 
     // Sources.
     Counter SOURCE_RECORDS = "millstream_source_records_total" ["source", "topic"] Count Sources FromStart "Records read. The topic of a file source is its path or pattern in the topology.";
     Counter SOURCE_BYTES = "millstream_source_bytes_total" ["source", "topic"] Bytes Sources FromStart "Bytes of the payloads read.";
-    Gauge SOURCE_POSITION = "millstream_source_position" ["source", "topic", "partition"] Count Sources FromStart "Offset of the next record to read.";
-    Gauge SOURCE_PARTITIONS_ASSIGNED = "millstream_source_partitions_assigned" ["source"] Count Sources FromStart "Partitions, or files, that this process reads.";
-    Gauge SOURCE_PAUSED = "millstream_source_paused" ["source"] Count Sources FromStart "1 while the source waits because the workers do not keep up.";
-    Gauge SOURCE_LAST_RECORD = "millstream_source_last_record_timestamp_seconds" ["source", "topic", "partition"] Timestamp Sources OnceItHappens "When the newest record of the partition was read.";
-    Counter LATE_RECORDS = "millstream_late_records_total" ["source", "action"] Count Sources OnceItHappens "Events later than the allowed lateness, by what was done: keep, drop or dead_letter.";
-    Gauge WATERMARK_TIMESTAMP = "millstream_watermark_timestamp_seconds" ["operator"] Timestamp Sources OnceItHappens "Event time behind which no more events are expected; the least over all workers.";
-    Gauge WATERMARK_LAG_SECONDS = "millstream_watermark_lag_seconds" ["operator"] Seconds Sources OnceItHappens "How far the watermark is behind the process's clock. In a replay, the age of the data.";
+    Gauge INBOX_QUEUED_BATCHES = "millstream_inbox_queued_batches" ["source", "worker"] Count Sources FromStart "Batches that wait in a worker's inbox. A full inbox makes the source wait.";
+    Gauge INBOX_BATCHES_MAX = "millstream_inbox_batches_max" ["source"] Count Sources FromStart "Batches that an inbox holds.";
+    Counter LATE_RECORDS = "millstream_late_records_total" ["source", "action"] Count Sources FromStart "Events later than the allowed lateness, by what was done: kept, dropped or dead_lettered.";
+    Gauge WATERMARK_TIMESTAMP = "millstream_watermark_timestamp_seconds" ["source"] Timestamp Sources OnceItHappens "Event time behind which no more events are expected; the least over all workers.";
+    Gauge WATERMARK_LAG_SECONDS = "millstream_watermark_lag_seconds" ["source"] Seconds Sources OnceItHappens "How far the watermark is behind the process's clock. In a replay, the age of the data.";
 
     // Kafka.
+    Gauge SOURCE_POSITION = "millstream_source_position" ["source", "topic", "partition"] Count Kafka OnceItHappens "Offset of the next record to read.";
+    Gauge SOURCE_PARTITIONS_ASSIGNED = "millstream_source_partitions_assigned" ["source"] Count Kafka OnceItHappens "Partitions that this process reads.";
+    Gauge SOURCE_PAUSED = "millstream_source_paused" ["source"] Count Kafka OnceItHappens "1 while the source waits because the workers do not keep up.";
+    Gauge SOURCE_LAST_RECORD = "millstream_source_last_record_timestamp_seconds" ["source", "topic", "partition"] Timestamp Kafka OnceItHappens "When the newest record of the partition was read.";
     Gauge SOURCE_LAG_RECORDS = "millstream_source_lag_records" ["source", "topic", "partition"] Count Kafka OnceItHappens "Records between the position and the end of the partition.";
     Gauge SOURCE_LAG_SECONDS = "millstream_source_lag_seconds" ["source", "topic", "partition"] Seconds Kafka OnceItHappens "Age of the newest record read while there are records unread; 0 when all are read.";
     Gauge SOURCE_COMMITTED_OFFSET = "millstream_source_committed_offset" ["source", "topic", "partition"] Count Kafka OnceItHappens "Offset committed to the consumer group, for lag tools; the job itself goes on from its checkpoint.";
     Gauge SOURCE_IDLE_SECONDS = "millstream_source_idle_seconds" ["source", "topic", "partition"] Seconds Kafka OnceItHappens "Time since the newest record of a partition that is read to its end.";
+
+    Gauge KAFKA_BROKERS_UP = "millstream_kafka_brokers_up" ["client"] Count Kafka OnceItHappens "Brokers that a client is connected to, every 5 s. A client connects only to brokers it needs; 0 is an outage.";
+    Counter KAFKA_CLIENT_ERRORS = "millstream_kafka_client_errors_total" ["client", "code"] Count Kafka OnceItHappens "Errors that a client met, by librdkafka's code: connections lost, requests refused. Most mend themselves.";
+    Counter KAFKA_COMMIT_ERRORS = "millstream_kafka_commit_errors_total" ["client"] Count Kafka OnceItHappens "Offsets for lag tools that could not be committed. The job itself does not need them.";
 
     // Operators.
     Counter OPERATOR_RECORDS_IN = "millstream_operator_records_in_total" ["operator"] Count Operators FromStart "Records an operator took. Conservation: in = out + rejected + dropped, for operators that answer each record.";
@@ -87,7 +108,10 @@ catalogue! {
     Gauge FEATURE_STALENESS_SECONDS = "millstream_feature_staleness_seconds" ["feature_set"] Seconds OnlineStore OnceItHappens "Process's clock minus the newest event time in the store. In a replay, the age of the data.";
 
     // Models.
-    Gauge MODEL_INFO = "millstream_model_info" ["model", "version"] Info Models FromStart "A loaded model, its version and the first 8 digits of its file's SHA-256.";
+    Gauge MODEL_INFO = "millstream_model_info" ["model", "version", "digest"] Info Models FromStart "A loaded model, its version and the first 8 digits of the SHA-256 of its file.";
+    Gauge MODEL_LOADED = "millstream_model_loaded_timestamp_seconds" ["model", "version"] Timestamp Models FromStart "When the model was loaded and tried.";
+    Histogram(IN_PROCESS) MODEL_INFERENCE_DURATION = "millstream_model_inference_duration_seconds" ["model"] Seconds Models OnceItHappens "Time of a run of the model, a batch of rows each.";
+    Histogram(ROWS) MODEL_BATCH_ROWS = "millstream_model_batch_rows" ["model"] Count Models OnceItHappens "Rows in a run of the model.";
     Counter MODEL_PREDICTIONS = "millstream_model_predictions_total" ["model", "version"] Count Models FromStart "Predictions made.";
 
     // Drift.
@@ -106,14 +130,15 @@ catalogue! {
     // Sinks.
     Counter SINK_RECORDS = "millstream_sink_records_total" ["sink"] Count Sinks FromStart "Records handed to the sink.";
     Counter SINK_BYTES = "millstream_sink_bytes_total" ["sink"] Bytes Sinks FromStart "Bytes of the records handed to the sink, keys and headers included.";
-    Counter SINK_ERRORS = "millstream_sink_errors_total" ["sink", "kind"] Count Sinks OnceItHappens "Errors while writing, by kind: transport, refused, disk.";
+    Counter SINK_ERRORS = "millstream_sink_errors_total" ["sink", "kind"] Count Sinks OnceItHappens "Errors while writing, by kind: refused (by the broker) or disk.";
+    Gauge SINK_QUEUED_RECORDS = "millstream_sink_queued_records" ["sink"] Count Sinks FromStart "Records that the sink's writers could not take yet. Above 0 the sources are held.";
     Gauge PROCESSING_LATENCY = "millstream_processing_latency_seconds" ["sink", "quantile"] Seconds Sinks OnceItHappens "Time from a record's arrival in the process to the sink's writer, since the start: quantiles 0.5, 0.99, 0.999.";
     Gauge SINK_STALLED_SECONDS = "millstream_sink_stalled_seconds" ["sink"] Seconds Sinks FromStart "Time in which the sink could not take what it was given, since the start. Growth means that the world behind the sink is the bottleneck.";
 
     // The offline store.
     Counter OFFLINE_ROWS = "millstream_offline_rows_total" ["table"] Count OfflineStore FromStart "Rows committed.";
     Counter OFFLINE_FILES = "millstream_offline_files_total" ["table"] Count OfflineStore FromStart "Parquet files committed.";
-    Counter OFFLINE_COMMITS = "millstream_offline_commits_total" ["table", "outcome"] Count OfflineStore FromStart "Commits, by outcome: committed, or repeated (a redo that found its work done).";
+    Counter OFFLINE_COMMITS = "millstream_offline_commits_total" ["table", "outcome"] Count OfflineStore FromStart "Commits, by outcome: committed, repeated (a redo that found its work done), or failed, which ends the job.";
     Counter OFFLINE_COMMIT_CONFLICTS = "millstream_offline_commit_conflicts_total" ["table"] Count OfflineStore FromStart "Commits that lost against another writer and were tried again.";
     Histogram(LATENCY) OFFLINE_COMMIT_DURATION = "millstream_offline_commit_duration_seconds" ["table"] Seconds OfflineStore OnceItHappens "Time to write the staged files of a commit and to commit them.";
     Gauge OFFLINE_LAST_COMMIT = "millstream_offline_last_commit_timestamp_seconds" ["table"] Timestamp OfflineStore OnceItHappens "When the newest commit was made.";

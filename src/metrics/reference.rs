@@ -53,6 +53,7 @@ pub fn page() -> String {
 fn title(part: Part) -> &'static str {
     match part {
         Part::Job => "The job",
+        Part::Workers => "Workers",
         Part::Sources => "Sources",
         Part::Kafka => "Kafka",
         Part::Operators => "Operators",

@@ -64,7 +64,7 @@ fn quoted(text: &str) -> Option<(String, &str)> {
     None
 }
 
-/// What is wrong with the scrape of a job that has these `parts` ([`Part::Job`] and [`Part::Process`] are in every job):
+/// What is wrong with the scrape of a job that has these `parts` ([`Part::Job`], [`Part::Workers`] and [`Part::Process`] are in every job):
 /// series the catalogue does not have, other labels or another type than it says, missing help, and metrics of these
 /// parts that should be there and are not. Empty when all is well.
 pub fn problems(text: &str, parts: &[Part]) -> Vec<String> {
@@ -95,7 +95,7 @@ pub fn problems(text: &str, parts: &[Part]) -> Vec<String> {
     }
     for metric in CATALOGUE {
         let required = metric.seen == Seen::FromStart
-            && (matches!(metric.part, Part::Job | Part::Process) || parts.contains(&metric.part));
+            && (matches!(metric.part, Part::Job | Part::Workers | Part::Process) || parts.contains(&metric.part));
         if emitted.contains(&metric.name) {
             let kind = format!("# TYPE {} {}", metric.name, metric.kind.as_str());
             let help = format!("# HELP {} {}", metric.name, metric.help);

@@ -13,7 +13,7 @@
 //!
 //! `for_each` is used, never `for_each_time`: the latter sorts with an unstable sort and so breaks the order of records.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -76,6 +76,8 @@ pub struct Context {
     pub outputs: Kept<Output>,
     /// Activators of operators that must be looked at from time to time (writers that wait for the world).
     pub polled: Rc<RefCell<Vec<timely::scheduling::Activator>>>,
+    /// Bumped for every batch that an operator takes: tells busy turns of the worker from idle ones.
+    pub moved: Rc<Cell<u64>>,
 }
 
 /// An operator's name, behaviour and number of output ports.
@@ -181,6 +183,7 @@ struct Placed {
     watermarks: Arc<Watermarks>,
     last_epoch: Arc<AtomicU64>,
     meter: NodeMeter,
+    moved: Rc<Cell<u64>>,
 }
 
 impl Placed {
@@ -196,6 +199,7 @@ impl Placed {
             last_epoch: context.last_epoch.clone(),
             meter: NodeMeter::new(&node.name, &context.meters, context.worker),
             operator: node.operator,
+            moved: context.moved.clone(),
         }
     }
 
@@ -214,6 +218,7 @@ impl Placed {
         parcels: &mut Vec<Parcel>,
         sessions: &mut [Session<'_>],
     ) {
+        self.moved.set(self.moved.get() + 1);
         let at = *capability.time();
         if self.order == Order::Arrival && epoch_of(at) <= self.open {
             let mut operator = self.operator.borrow_mut();

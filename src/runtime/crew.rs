@@ -176,7 +176,15 @@ fn work(
         return Err(anyhow!("worker {} could not take up its state", context.worker));
     }
     let polled = context.polled.clone();
-    let running = Loop { polled, activity, spin: common.spin, clock: common.clock, heartbeat: seed.heartbeat };
+    let running = Loop {
+        polled,
+        activity,
+        moved: context.moved.clone(),
+        spin: common.spin,
+        clock: common.clock,
+        heartbeat: seed.heartbeat,
+        counters: context.meters.worker(context.worker),
+    };
     running.run(worker);
     running.heartbeat.store(i64::MAX, Ordering::Relaxed);
     for lane in lanes.into_iter().flatten() {

@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, TryRecvError};
@@ -130,6 +130,8 @@ struct Taking {
     given: Outputs,
     meter: NodeMeter,
     counters: Arc<SourceCounters>,
+    /// What waits in the inbox.
+    queued: Arc<AtomicU64>,
     /// Late rows that were kept and have been counted.
     late_kept: u64,
 }
@@ -138,7 +140,8 @@ impl Taking {
     fn new(context: &Context, input: Input) -> Self {
         let meter = NodeMeter::new(&input.name, &context.meters, context.worker);
         let counters = context.meters.source(&input.name);
-        Taking { context: context.clone(), input, given: Outputs::new(1), meter, counters, late_kept: 0 }
+        let queued = counters.queue(context.worker);
+        Taking { context: context.clone(), input, given: Outputs::new(1), meter, counters, queued, late_kept: 0 }
     }
 
     /// Takes at most one batch, so that its rows leave with the capability's present time.
@@ -150,6 +153,7 @@ impl Taking {
                 capabilities.downgrade(time(epoch, 0));
             }
         }
+        self.queued.store(self.input.inbox.len() as u64, Ordering::Relaxed);
         for _ in 0..ARRIVALS_MAX {
             if self.context.gates.held(epoch_of(capabilities.now())) {
                 return Step::Wait;

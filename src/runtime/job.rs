@@ -34,7 +34,7 @@ use crate::sources::{Arrival, Port, SourceError};
 use crate::summary::{Summary, memory_peak_bytes};
 
 /// Arrivals that an inbox holds before its connector waits.
-const INBOX: usize = 16;
+pub const INBOX: usize = 16;
 
 /// A worker whose last step is older than this is not at work.
 const HEARTBEAT_MICROS_MAX: i64 = 1_000_000;
@@ -294,5 +294,6 @@ fn contexts(board: &Board, workers: usize, first_epoch: u64) -> impl Fn(usize) -
         nodes: Rc::default(),
         outputs: Rc::default(),
         polled: Rc::default(),
+        moved: Rc::default(),
     }
 }

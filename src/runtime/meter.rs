@@ -29,6 +29,19 @@ pub struct NodeCounters {
     pub state: Mutex<BTreeMap<usize, (u64, u64)>>,
 }
 
+/// Counters of a worker's loop.
+#[derive(Debug, Default)]
+pub struct WorkerCounters {
+    /// Turns of the loop.
+    pub steps: AtomicU64,
+    /// Turns without a row in which the worker was free to sleep.
+    pub parks: AtomicU64,
+    /// Microseconds in turns that moved rows.
+    pub busy_micros: AtomicU64,
+    /// Microseconds in the other turns.
+    pub idle_micros: AtomicU64,
+}
+
 /// Counters of a source, all workers together.
 #[derive(Debug)]
 pub struct SourceCounters {
@@ -40,6 +53,8 @@ pub struct SourceCounters {
     pub late_kept: AtomicU64,
     /// The watermark at the last cut; `i64::MIN` before the first event.
     pub watermark: AtomicI64,
+    /// Arrivals that wait in the inbox, by worker.
+    pub queued: Mutex<BTreeMap<usize, Arc<AtomicU64>>>,
 }
 
 /// Counters of a sink, all workers together.
@@ -51,6 +66,8 @@ pub struct SinkCounters {
     pub bytes: AtomicU64,
     /// Microseconds in which some writer could not take what it was given.
     pub stalled_micros: AtomicU64,
+    /// Records that writers could not take yet.
+    pub queued: AtomicI64,
     /// Microseconds from arrival in the process to the writer, by record.
     pub latency: Mutex<Histogram<u64>>,
 }
@@ -61,9 +78,14 @@ pub struct Meters {
     nodes: Mutex<BTreeMap<Arc<str>, Arc<NodeCounters>>>,
     sources: Mutex<BTreeMap<Arc<str>, Arc<SourceCounters>>>,
     sinks: Mutex<BTreeMap<Arc<str>, Arc<SinkCounters>>>,
+    workers: Mutex<BTreeMap<usize, Arc<WorkerCounters>>>,
 }
 
 impl Meters {
+    /// The counters of a worker.
+    pub fn worker(&self, worker: usize) -> Arc<WorkerCounters> {
+        self.workers.lock().expect("no thread panics with the lock").entry(worker).or_default().clone()
+    }
     /// The counters of a node.
     pub fn node(&self, name: &Arc<str>) -> Arc<NodeCounters> {
         self.nodes.lock().expect("no thread panics with the lock").entry(name.clone()).or_default().clone()
@@ -74,7 +96,7 @@ impl Meters {
         let new = || {
             let (records, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
             let (late_kept, watermark) = (AtomicU64::new(0), AtomicI64::new(EventTime::MIN));
-            Arc::new(SourceCounters { records, bytes, late_kept, watermark })
+            Arc::new(SourceCounters { records, bytes, late_kept, watermark, queued: Mutex::default() })
         };
         sources.entry(name.clone()).or_insert_with(new).clone()
     }
@@ -84,9 +106,15 @@ impl Meters {
         let new = || {
             let latency = Histogram::new_with_max(600_000_000, 3).expect("three digits up to ten minutes are allowed");
             let (records, bytes, stalled_micros) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-            Arc::new(SinkCounters { records, bytes, stalled_micros, latency: Mutex::new(latency) })
+            let (queued, latency) = (AtomicI64::new(0), Mutex::new(latency));
+            Arc::new(SinkCounters { records, bytes, stalled_micros, queued, latency })
         };
         sinks.entry(name.clone()).or_insert_with(new).clone()
+    }
+    /// All workers.
+    pub fn workers(&self) -> Vec<(usize, Arc<WorkerCounters>)> {
+        let workers = self.workers.lock().expect("no thread panics with the lock");
+        workers.iter().map(|(worker, counters)| (*worker, counters.clone())).collect()
     }
     /// All nodes.
     pub fn nodes(&self) -> Vec<(Arc<str>, Arc<NodeCounters>)> {
@@ -144,6 +172,10 @@ impl NodeMeter {
 }
 
 impl SourceCounters {
+    /// Where worker `worker` says how much waits in its inbox.
+    pub fn queue(&self, worker: usize) -> Arc<AtomicU64> {
+        self.queued.lock().expect("no thread panics with the lock").entry(worker).or_default().clone()
+    }
     /// Counts what the connector handed over.
     pub fn taken(&self, records: usize, bytes: usize) {
         self.records.fetch_add(records as u64, Relaxed);

@@ -18,6 +18,7 @@ use super::failure::Failures;
 use super::meter::{Meters, SinkCounters};
 use super::shared::{Durable, Gates};
 use crate::encode::Encoder;
+use crate::metrics::catalogue::SINK_ERRORS;
 use crate::sinks::{Records, SinkError, SinkWriter};
 
 enum Queued {
@@ -84,6 +85,7 @@ impl Output {
     fn encode(&mut self, batch: &Batch) {
         let records = self.encoder.encode(batch, self.epoch);
         self.counters.encoded(&records, batch, now_micros());
+        self.counters.queued.fetch_add(records.len() as i64, Ordering::Relaxed);
         self.queue.push_back(Queued::Records { epoch: self.epoch, records, from: 0 });
     }
 
@@ -92,7 +94,9 @@ impl Output {
         while let Some(first) = self.queue.front_mut() {
             match first {
                 Queued::Records { epoch, records, from } => {
-                    *from = self.writer.write(*epoch, records, *from)?;
+                    let before = *from;
+                    *from = self.writer.write(*epoch, records, before)?;
+                    self.counters.queued.fetch_sub((*from - before) as i64, Ordering::Relaxed);
                     if *from < records.len() {
                         break;
                     }
@@ -131,7 +135,12 @@ impl Output {
     fn check(&mut self, result: Result<(), SinkError>) {
         if let Err(error) = result {
             self.failed = true;
-            self.queue.clear();
+            for queued in self.queue.drain(..) {
+                if let Queued::Records { records, from, .. } = queued {
+                    self.counters.queued.fetch_sub((records.len() - from) as i64, Ordering::Relaxed);
+                }
+            }
+            SINK_ERRORS.of([&self.name, error.kind()]).increment(1);
             self.mark_stalled(false);
             self.gates.failed.store(true, Ordering::Release);
             self.failures.report(anyhow::Error::new(error).context(format!("sink `{}` failed", self.name)));

@@ -1,7 +1,8 @@
 //! Brings the metrics up to date with what the job has counted: the workers count in atomics, and this copies them into
-//! the recorder some times a second.
+//! the recorder some times a second. What must be done now and then, whether somebody asks or not, is done here too:
+//! served keys that have expired are forgotten, histograms are folded into their buckets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -10,15 +11,24 @@ use millstream_operators::reject::Reason;
 
 use super::board::Board;
 use super::clock::now_micros;
-use super::meter::{NodeCounters, SinkCounters, SourceCounters};
+use super::job::INBOX;
+use super::meter::{NodeCounters, SinkCounters, SourceCounters, WorkerCounters};
+use super::shared::ROWS_IN_FLIGHT_MAX;
 use crate::http::health::{Expected, Health};
 use crate::metrics::catalogue::*;
+use crate::metrics::{Exporter, HistogramHandle};
 use crate::plan::{Plan, SourcePlan};
 use crate::sources::SourceKind;
 use crate::sources::status::Connection;
 
 /// How often the metrics are brought up to date.
 const EVERY: Duration = Duration::from_millis(250);
+/// How often a shard of every group of the online store is swept.
+const SWEEP_EVERY: Duration = Duration::from_millis(100);
+/// How often histograms are folded.
+const FOLD_EVERY: Duration = Duration::from_secs(1);
+/// Epochs that have ended and are not durable of which the end is remembered; a job that is further behind is held.
+const EPOCHS_ENDED_MAX: usize = 1_024;
 
 /// Reports a running job.
 pub struct Reporter {
@@ -26,32 +36,53 @@ pub struct Reporter {
     own_records: BTreeMap<String, bool>,
     /// Models' versions, by name.
     models: BTreeMap<String, String>,
+    exporter: Exporter,
     reported: Instant,
+    swept: Instant,
+    folded: Instant,
     /// Events taken when the newest durable epoch was reported.
     taken: u64,
     durable: u64,
+    /// Epochs that have ended and are not durable yet, with when their end was seen; and the newest of them all.
+    ended: VecDeque<(u64, Instant)>,
+    newest: u64,
+    epoch_seconds: HistogramHandle,
 }
 
 impl Reporter {
     /// A reporter of a job that is starting; says what is known from the start.
-    pub fn new(plan: &Plan) -> Self {
+    pub fn new(plan: &Plan, exporter: Exporter) -> Self {
         BUILD_INFO.of([env!("CARGO_PKG_VERSION")]).set(1.0);
         JOB_INFO.of([&plan.name, &plan.hash]).set(1.0);
         let kafka = |source: &SourcePlan| matches!(source.kind, SourceKind::Kafka(_));
-        for model in &plan.models {
-            MODEL_INFO.of([&model.name, &model.version]).set(1.0);
-        }
+        EXCHANGE_ROWS_MAX.of([]).set(ROWS_IN_FLIGHT_MAX as f64);
+        plan.sources().for_each(|(stream, _)| INBOX_BATCHES_MAX.of([&stream.name]).set(INBOX as f64));
         Reporter {
             own_records: plan.sources().map(|(stream, source)| (stream.name.clone(), kafka(source))).collect(),
             models: plan.models.iter().map(|model| (model.name.clone(), model.version.clone())).collect(),
+            exporter,
             reported: Instant::now() - EVERY,
+            swept: Instant::now(),
+            folded: Instant::now(),
             taken: 0,
             durable: 0,
+            ended: VecDeque::new(),
+            newest: 0,
+            epoch_seconds: EPOCH_CLOSE_DURATION.of([]),
         }
     }
 
-    /// Copies the counters, if the last time is long enough ago.
+    /// Called some 50 times a second: copies the counters if the last time is long enough ago, and sees to the rest.
     pub fn report(&mut self, board: &Board, health: &Health) {
+        self.watch_epochs(board);
+        if self.swept.elapsed() >= SWEEP_EVERY {
+            self.swept = Instant::now();
+            board.online.group_names().for_each(|_| board.online.sweep_next());
+        }
+        if self.folded.elapsed() >= FOLD_EVERY {
+            self.folded = Instant::now();
+            self.exporter.fold();
+        }
         if self.reported.elapsed() >= EVERY {
             self.report_now(board, health);
         }
@@ -60,8 +91,11 @@ impl Reporter {
     /// Copies the counters.
     pub fn report_now(&mut self, board: &Board, health: &Health) {
         self.reported = Instant::now();
+        for (worker, counters) in board.meters.workers() {
+            report_worker(worker, &counters);
+        }
         for (name, source) in board.meters.sources() {
-            self.source(&name, &source);
+            self.source(&name, &source, &board.meters.node(&name));
         }
         for (name, node) in board.meters.nodes() {
             self.node(&name, &node);
@@ -72,15 +106,44 @@ impl Reporter {
         for (index, status) in board.statuses.iter().enumerate() {
             health.set_assigned(index, matches!(status.connection(), Connection::Reading | Connection::Ended));
         }
+        for (gate, shut) in board.gates.each(board.open_epoch.load(Relaxed)) {
+            GATE_SHUT.of([gate]).set(f64::from(u8::from(shut)));
+        }
+        EXCHANGE_QUEUED_ROWS.of([]).set(board.gates.rows_in_flight.load(Relaxed) as f64);
         self.epochs(board, health);
     }
 
-    fn source(&self, name: &str, source: &SourceCounters) {
+    /// Notes when epochs end and when they are durable.
+    fn watch_epochs(&mut self, board: &Board) {
+        let (open, now) = (board.open_epoch.load(Relaxed), Instant::now());
+        if self.newest == 0 {
+            // What ended before the first look has ended in an earlier run.
+            self.newest = open.saturating_sub(1);
+        }
+        for epoch in self.newest + 1..open {
+            self.newest = epoch;
+            if self.ended.len() < EPOCHS_ENDED_MAX {
+                self.ended.push_back((epoch, now));
+            }
+        }
+        let durable = board.durable.epoch().unwrap_or(open);
+        while let Some((_, ended)) = self.ended.pop_front_if(|(epoch, _)| *epoch <= durable) {
+            self.epoch_seconds.record(now.saturating_duration_since(ended).as_secs_f64());
+        }
+    }
+
+    fn source(&self, name: &str, source: &SourceCounters, node: &NodeCounters) {
         if self.own_records.get(name) == Some(&false) {
             SOURCE_RECORDS.of([name, name]).absolute(source.records.load(Relaxed));
             SOURCE_BYTES.of([name, name]).absolute(source.bytes.load(Relaxed));
         }
-        LATE_RECORDS.of([name, "kept"]).absolute(source.late_kept.load(Relaxed));
+        for (worker, queued) in source.queued.lock().expect("no thread panics with the lock").iter() {
+            INBOX_QUEUED_BATCHES.of([name, &worker.to_string()]).set(queued.load(Relaxed) as f64);
+        }
+        let rejected = &node.rejects[Reason::Late as usize];
+        for (action, late) in [("kept", &source.late_kept), ("dropped", &node.late), ("dead_lettered", rejected)] {
+            LATE_RECORDS.of([name, action]).absolute(late.load(Relaxed));
+        }
         let watermark = source.watermark.load(Relaxed);
         if watermark != EventTime::MIN {
             WATERMARK_TIMESTAMP.of([name]).set(watermark as f64 / 1e3);
@@ -124,9 +187,19 @@ impl Reporter {
     }
 }
 
+fn report_worker(worker: usize, counters: &WorkerCounters) {
+    let worker = worker.to_string();
+    let labels = [worker.as_str()];
+    WORKER_STEPS.of(labels).absolute(counters.steps.load(Relaxed));
+    WORKER_PARKS.of(labels).absolute(counters.parks.load(Relaxed));
+    WORKER_BUSY_SECONDS.of(labels).set(counters.busy_micros.load(Relaxed) as f64 / 1e6);
+    WORKER_IDLE_SECONDS.of(labels).set(counters.idle_micros.load(Relaxed) as f64 / 1e6);
+}
+
 fn report_sink(name: &str, sink: &SinkCounters) {
     SINK_RECORDS.of([name]).absolute(sink.records.load(Relaxed));
     SINK_BYTES.of([name]).absolute(sink.bytes.load(Relaxed));
+    SINK_QUEUED_RECORDS.of([name]).set(sink.queued.load(Relaxed) as f64);
     SINK_STALLED_SECONDS.of([name]).set(sink.stalled_micros.load(Relaxed) as f64 / 1e6);
     let latency = sink.latency.lock().expect("no thread panics with the lock");
     for (quantile, gauge) in [("0.5", 0.5), ("0.99", 0.99), ("0.999", 0.999)] {

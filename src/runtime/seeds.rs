@@ -10,12 +10,14 @@ use millstream_operators::score::Score;
 use millstream_operators::watermark::{Late, Watermarks as SourceWatermarks};
 
 use super::board::{Board, served};
+use super::clock::now_micros;
 use super::crew::{Left, Seed};
 use super::lanes::{Lanes, LanesEnd};
 use super::output::{Output, OutputContext};
 use crate::checkpoint::Checkpoint;
 use crate::encode::{Encoder, EncoderConfig, Headers, Value};
-use crate::models::OnnxModel;
+use crate::metrics::catalogue::{MODEL_INFO, MODEL_LOADED};
+use crate::models::{Measured, OnnxModel};
 use crate::plan::{From, Plan, SinkPlan, SourcePlan};
 use crate::provenance::Origins;
 use crate::replay::Cuts;
@@ -40,6 +42,8 @@ pub fn seeds(
     for model in &plan.models {
         let opened = OnnxModel::read(&model.path)?;
         opened.probe(&model.binding, true).with_context(|| format!("model `{}`", model.name))?;
+        MODEL_INFO.of([&model.name, &model.version, &opened.signature().digest[..8]]).set(1.0);
+        MODEL_LOADED.of([&model.name, &model.version]).set(now_micros() as f64 / 1e6);
         models.push(opened);
     }
     let mut seeds = Vec::new();
@@ -55,6 +59,7 @@ pub fn seeds(
         let mut scores = Vec::new();
         for (model, opened) in plan.models.iter().zip(&models) {
             let scorer = opened.scorer(&model.binding).with_context(|| format!("model `{}`", model.name))?;
+            let scorer = Measured::new(&model.name, scorer);
             scores.push(Some(Score::new(&model.name, model.binding.clone(), Box::new(scorer))));
         }
         let watermarks = plan.sources().map(|(stream, source)| watermarks(&stream.name, source, checkpoint, board));

@@ -97,7 +97,7 @@ pub struct Gates {
 }
 
 /// Rows between workers before sources are held.
-const ROWS_IN_FLIGHT_MAX: i64 = 65_536;
+pub const ROWS_IN_FLIGHT_MAX: i64 = 65_536;
 /// Bytes waiting for the offline store before sources are held.
 const OFFLINE_BACKLOG_BYTES_MAX: u64 = 256 << 20;
 /// Epochs that a lane or the sinks may be behind before sources are held.
@@ -106,11 +106,19 @@ const EPOCHS_BEHIND_MAX: u64 = 4;
 impl Gates {
     /// Whether a source in `epoch` must wait.
     pub fn held(&self, epoch: u64) -> bool {
-        self.stalled_sinks.load(Ordering::Relaxed) > 0
-            || self.rows_in_flight.load(Ordering::Relaxed) > ROWS_IN_FLIGHT_MAX
-            || self.slow_epoch.load(Ordering::Relaxed) + EPOCHS_BEHIND_MAX < epoch
-            || self.durable_epoch.load(Ordering::Relaxed) + EPOCHS_BEHIND_MAX < epoch
-            || self.offline_backlog_bytes.load(Ordering::Relaxed) > OFFLINE_BACKLOG_BYTES_MAX
+        self.each(epoch).iter().any(|(_, shut)| *shut)
+    }
+
+    /// The gates by name, and whether each holds a source in `epoch`.
+    pub fn each(&self, epoch: u64) -> [(&'static str, bool); 5] {
+        let behind = |newest: &AtomicU64| newest.load(Ordering::Relaxed) + EPOCHS_BEHIND_MAX < epoch;
+        [
+            ("sink", self.stalled_sinks.load(Ordering::Relaxed) > 0),
+            ("exchange", self.rows_in_flight.load(Ordering::Relaxed) > ROWS_IN_FLIGHT_MAX),
+            ("slow_lane", behind(&self.slow_epoch)),
+            ("epoch", behind(&self.durable_epoch)),
+            ("offline", self.offline_backlog_bytes.load(Ordering::Relaxed) > OFFLINE_BACKLOG_BYTES_MAX),
+        ]
     }
 }
 

@@ -13,16 +13,15 @@ use std::time::{Duration, Instant};
 
 use millstream_operators::kinds::Kind;
 use millstream_operators::units::Millis;
-use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{ClientContext, Statistics};
 
 use super::{Open, Records, SinkError, SinkTarget, SinkWriter};
 use crate::kafka::{self, ClientError, Context, OptionError, Options, Side};
-use crate::metrics::catalogue;
 use crate::sources::kafka::no_options;
 
 /// The header with the event time, in milliseconds since 1970.
@@ -192,8 +191,7 @@ impl KafkaWriter {
         }
     }
 
-    fn error(&self, kind: &str, detail: String) -> SinkError {
-        catalogue::SINK_ERRORS.of([&self.name, kind]).increment(1);
+    fn error(&self, detail: String) -> SinkError {
         SinkError::Kafka { name: self.name.clone(), detail }
     }
 
@@ -207,7 +205,7 @@ impl KafkaWriter {
             }
             _ => format!("topic `{topic}`: a record of {value_bytes} bytes could not be queued: {error}"),
         };
-        self.error("refused", detail)
+        self.error(detail)
     }
 
     /// A record that could not be delivered, for good.
@@ -226,7 +224,7 @@ impl KafkaWriter {
                 format!("topic `{topic}` at {brokers}: a record of {value_bytes} bytes could not be delivered: {code}")
             }
         };
-        self.error("refused", detail)
+        self.error(detail)
     }
 }
 
@@ -341,5 +339,8 @@ impl ClientContext for Deliveries {
     }
     fn error(&self, error: KafkaError, reason: &str) {
         self.client.error(error, reason);
+    }
+    fn stats(&self, statistics: Statistics) {
+        self.client.stats(statistics);
     }
 }

@@ -1,0 +1,289 @@
+//! What a running job says about itself: a scrape of `/metrics` against the catalogue, both ways, and its figures
+//! against what the job was given.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use millstream::metrics::catalogue::CATALOGUE;
+use millstream::metrics::scrape::{Sample, problems, samples};
+use millstream::metrics::{Part, Seen};
+
+use super::*;
+use crate::program::{Running, millstream, read_summary, root};
+
+/// A job of every part there is, and its topics.
+struct Job {
+    brokers: String,
+    payments: String,
+    labels: String,
+    predictions: String,
+    rejects: String,
+    signals: String,
+    folder: tempfile::TempDir,
+}
+
+impl Job {
+    fn new(brokers: String) -> Job {
+        let folder = tempfile::tempdir().unwrap();
+        let name = |topic| unique(&format!("metrics-{topic}"));
+        let [payments, labels, predictions] = ["payments", "labels", "predictions"].map(name);
+        let [rejects, signals] = ["rejects", "signals"].map(name);
+        let job = Job { brokers, payments, labels, predictions, rejects, signals, folder };
+        std::fs::write(job.folder.path().join("topology.yaml"), job.text()).unwrap();
+        for topic in [&job.payments, &job.labels, &job.predictions, &job.rejects, &job.signals] {
+            create(&job.brokers, topic, 1, &[]);
+        }
+        job
+    }
+
+    fn text(&self) -> String {
+        let Job { brokers, payments, labels, predictions, rejects, signals, .. } = self;
+        let model = root().join("topologies/score/model.onnx");
+        let model = model.display();
+        format!(
+            "
+version: 1
+name: {payments}
+sources:
+  payments:
+    from: {{ kafka: {{ brokers: \"{brokers}\", topics: [{payments}], start: earliest }} }}
+    schema: {{ at: timestamp, id: string, country: string, amount: float64, balance: float64, age_days: float64, hour: float64 }}
+    event_time: {{ column: at, lateness: 1h, late: dead_letter }}
+  labels:
+    from: {{ kafka: {{ brokers: \"{brokers}\", topics: [{labels}], start: earliest }} }}
+    schema: {{ at: timestamp, id: string, fraud: int64? }}
+    event_time: {{ column: at }}
+prepare:
+  checked: {{ from: payments, where: id <> 'filtered' }}
+features:
+  spent:
+    from: checked
+    key: [country]
+    aggregates:
+      - {{ of: amount, ops: [sum], windows: [1h] }}
+vectors:
+  payment:
+    spine: checked
+    join:
+      - {{ features: spent }}
+models:
+  fraud: {{ from: payment, onnx: {model}, version: \"7\", features: [amount, balance, age_days, hour] }}
+drift:
+  amount:
+    from: checked
+    column: amount
+    detector: {{ page_hinkley: {{ threshold: 20 }} }}
+outcomes:
+  fraudulent: {{ model: fraud, label: labels, on: [id], value: fraud, window: 40d, slices: [country] }}
+sinks:
+  predictions:
+    from: fraud
+    to: {{ kafka: {{ brokers: \"{brokers}\", topic: {predictions} }} }}
+    select: {{ id: id, score: score }}
+  dead_letters:
+    from: rejects
+    to: {{ kafka: {{ brokers: \"{brokers}\", topic: {rejects} }} }}
+  signals:
+    from: drift
+    to: {{ kafka: {{ brokers: \"{brokers}\", topic: {signals} }} }}
+offline:
+  predictions: {{ from: fraud, every: 1s, table: {{ delta: {{ path: offline/predictions }} }} }}
+engine: {{ workers: 2, epoch: 200ms, http: \"127.0.0.1:0\" }}
+"
+        )
+    }
+
+    /// Payments of `ids`, a minute apart, the amount rising.
+    fn pay(&self, ids: std::ops::Range<u32>, country: &str) {
+        let line = |id: u32| {
+            let (day, hour, minute) = (1 + id / 1440, id / 60 % 24, id % 60);
+            format!(
+                "{{\"at\":\"2024-03-{day:02}T{hour:02}:{minute:02}:00Z\",\"id\":\"p{id}\",\"country\":\"{country}\",\
+                 \"amount\":{id}.5,\"balance\":100,\"age_days\":3,\"hour\":12}}"
+            )
+        };
+        self.send(&self.payments, ids.map(line));
+    }
+
+    /// Labels of the payments of `ids`, one of two fraud.
+    fn label(&self, ids: std::ops::Range<u32>) {
+        let line = |id: u32| format!("{{\"at\":\"2024-03-02T00:00:00Z\",\"id\":\"p{id}\",\"fraud\":{}}}", id % 2);
+        self.send(&self.labels, ids.map(line));
+    }
+
+    fn send(&self, topic: &str, lines: impl Iterator<Item = String>) {
+        let lines: Vec<String> = lines.collect();
+        write(&self.brokers, topic, lines.iter().map(|line| (0, line.as_bytes())));
+    }
+
+    fn run(&self) -> Running {
+        Running::start(millstream().arg("run").arg(self.folder.path().join("topology.yaml")).arg("--json"))
+    }
+}
+
+/// The address a job serves at, from its log.
+fn address(running: &mut Running) -> String {
+    let deadline = Instant::now() + LONG;
+    loop {
+        let log = running.err();
+        let found = log.split_once("\"address\":\"").and_then(|(_, rest)| rest.split_once('"'));
+        if let Some((address, _)) = found {
+            return address.to_owned();
+        }
+        assert!(running.runs() && Instant::now() < deadline, "no address is served: {log}");
+    }
+}
+
+/// The body of `GET path`.
+fn get(address: &str, path: &str) -> String {
+    let mut connection = TcpStream::connect(address).unwrap();
+    write!(connection, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+    body.to_owned()
+}
+
+/// Scrapes until nothing is wrong with the scrape in the eyes of `wrong`.
+fn scrape(address: &str, running: &mut Running, wrong: impl Fn(&str) -> Vec<String>) -> String {
+    let deadline = Instant::now() + LONG;
+    loop {
+        let text = get(address, "/metrics");
+        let wrong = wrong(&text);
+        if wrong.is_empty() {
+            return text;
+        }
+        assert!(running.runs(), "it has ended: {}", running.err());
+        assert!(Instant::now() < deadline, "{}\n{text}\n{}", wrong.join("\n"), running.err());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The sum of the series of a metric that have all of `labels`.
+fn sum(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> f64 {
+    let has =
+        |sample: &&Sample| labels.iter().all(|(label, value)| sample.labels.get(*label).is_some_and(|v| v == value));
+    samples.iter().filter(|sample| sample.name == name).filter(has).map(|sample| sample.value).sum()
+}
+
+const PARTS: [Part; 10] = [
+    Part::Sources,
+    Part::Kafka,
+    Part::Operators,
+    Part::OnlineStore,
+    Part::Models,
+    Part::Drift,
+    Part::Outcomes,
+    Part::Sinks,
+    Part::OfflineStore,
+    Part::Http,
+];
+
+/// Metrics that have a series only when something goes wrong, or at the end of a run.
+const NOT_HERE: [&str; 6] = [
+    "millstream_kafka_client_errors_total",
+    "millstream_kafka_commit_errors_total",
+    "millstream_sink_errors_total",
+    "millstream_checkpoints_total",
+    "millstream_checkpoint_duration_seconds",
+    "millstream_checkpoint_last_success_timestamp_seconds",
+];
+
+/// What is wrong with a scrape: series against the catalogue, and metrics of the catalogue without a series.
+fn against_catalogue(text: &str) -> Vec<String> {
+    let mut wrong = problems(text, &PARTS);
+    let later =
+        CATALOGUE.iter().filter(|metric| metric.seen == Seen::OnceItHappens && !NOT_HERE.contains(&metric.name));
+    let missing = later.filter(|metric| !text.contains(&format!("# TYPE {} ", metric.name)));
+    wrong.extend(missing.map(|metric| format!("`{}` has not happened", metric.name)));
+    wrong
+}
+
+/// What the figures must come to.
+fn against_input(text: &str) -> Vec<String> {
+    let samples = samples(text).unwrap();
+    let expected: [(&str, &[(&str, &str)], f64); 19] = [
+        ("millstream_source_records_total", &[("source", "payments")], 203.0),
+        ("millstream_source_records_total", &[("source", "labels")], 101.0),
+        ("millstream_source_lag_records", &[], 0.0),
+        ("millstream_source_partitions_assigned", &[], 2.0),
+        ("millstream_operator_records_out_total", &[("operator", "payments")], 201.0),
+        ("millstream_records_dropped_total", &[("operator", "checked"), ("reason", "filtered")], 1.0),
+        ("millstream_dlq_records_total", &[("stage", "payments"), ("reason", "malformed")], 1.0),
+        ("millstream_dlq_records_total", &[("stage", "payments"), ("reason", "late")], 1.0),
+        ("millstream_late_records_total", &[("source", "payments"), ("action", "dead_lettered")], 1.0),
+        ("millstream_model_predictions_total", &[("model", "fraud"), ("version", "7")], 200.0),
+        ("millstream_model_batch_rows_sum", &[("model", "fraud")], 200.0),
+        ("millstream_sink_records_total", &[("sink", "predictions")], 200.0),
+        ("millstream_sink_records_total", &[("sink", "dead_letters")], 2.0),
+        ("millstream_sink_queued_records", &[], 0.0),
+        ("millstream_gate_shut", &[], 0.0),
+        ("millstream_online_store_keys", &[("feature_set", "spent")], 1.0),
+        ("millstream_offline_rows_total", &[("table", "predictions")], 200.0),
+        ("millstream_outcome_joined", &[("slice", "country=AT")], 100.0),
+        ("millstream_kafka_brokers_up", &[("client", "source payments")], 1.0),
+    ];
+    let differs = expected.iter().filter_map(|(name, labels, expected)| {
+        let found = sum(&samples, name, labels);
+        (found != *expected).then(|| format!("{name} {labels:?} is {found}, not {expected}"))
+    });
+    let mut wrong: Vec<String> = differs.collect();
+    for (name, labels) in [
+        ("millstream_worker_busy_seconds", [("worker", "0")]),
+        ("millstream_worker_idle_seconds", [("worker", "1")]),
+        ("millstream_drift_alerts_total", [("detector", "amount")]),
+        ("millstream_model_inference_duration_seconds_count", [("model", "fraud")]),
+        ("millstream_epoch_close_duration_seconds_count", [("le", "")]),
+    ] {
+        let labels = if labels[0].0 == "le" { &[][..] } else { &labels[..] };
+        if sum(&samples, name, labels) <= 0.0 {
+            wrong.push(format!("{name} {labels:?} is not above 0"));
+        }
+    }
+    wrong
+}
+
+/// The series of a scrape that come from the topology, not from requests or the values of slices.
+fn series(text: &str) -> BTreeSet<String> {
+    let lines =
+        text.lines().filter(|line| !line.starts_with('#') && !line.contains("slice=") && !line.contains("_http_"));
+    lines.filter_map(|line| line.rsplit_once(' ')).map(|(series, _)| series.to_owned()).collect()
+}
+
+#[test]
+fn a_scrape_is_the_catalogue_and_adds_up() {
+    let job = Job::new(brokers());
+    // A first start leaves a checkpoint behind, so that the second has one to speak of.
+    let mut running = job.run();
+    address(&mut running);
+    running.terminate();
+    read_summary(&running.end());
+
+    job.pay(0..200, "AT");
+    let filtered = "{\"at\":\"2024-03-01T03:00:00Z\",\"id\":\"filtered\",\"country\":\"AT\",\"amount\":1,\"balance\":1,\"age_days\":1,\"hour\":1}";
+    let late = filtered.replace("2024-03-01T03", "2024-02-01T03");
+    job.send(&job.payments, [filtered.to_owned(), late, "not json".to_owned()].into_iter());
+    job.label(0..100);
+    job.send(
+        &job.labels,
+        std::iter::once("{\"at\":\"2024-03-02T00:00:00Z\",\"id\":\"nobody\",\"fraud\":1}".to_owned()),
+    );
+
+    let mut running = job.run();
+    let address = address(&mut running);
+    scrape(&address, &mut running, |text| [against_input(text), against_catalogue(text)].concat());
+
+    // Other ids and another country are more data, not more series.
+    let before = series(&get(&address, "/metrics"));
+    job.pay(200..300, "CH");
+    let predicted = |text: &str| {
+        let predictions = sum(&samples(text).unwrap(), "millstream_offline_rows_total", &[]);
+        if predictions == 300.0 { Vec::new() } else { vec![format!("{predictions} rows")] }
+    };
+    let after = series(&scrape(&address, &mut running, predicted));
+    assert_eq!(before, after);
+    running.terminate();
+    read_summary(&running.end());
+}
