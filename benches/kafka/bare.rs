@@ -67,6 +67,8 @@ fn main() -> anyhow::Result<()> {
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "earliest")
         .set("queued.max.messages.kbytes", "65536")
+        // A consumer whose queue is full would stop fetching for a second.
+        .set("fetch.queue.backoff.ms", "10")
         .create()?;
     let producer: BaseProducer = client()
         .set("enable.idempotence", "true")
