@@ -122,6 +122,30 @@ fn an_epoch_is_committed_when_every_worker_has_closed_it() {
     assert!(dates.iter().any(|file| file.contains("date=1970-01-05/")), "{dates:?}");
 }
 
+/// An open file takes much memory however few its rows are, and there is one for each date.
+#[test]
+fn files_of_many_dates_are_closed_before_the_commit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (offline, feeders) = start(open(folder.path(), Begin::Anew, 1)).expect("starts");
+    for epoch in 0..50 {
+        feeders[0].feed(0, epoch as u64, rows(epoch * 10..epoch * 10 + 10));
+        feeders[0].close(epoch as u64);
+    }
+    let deadline = std::time::Instant::now() + WAIT;
+    while offline.backlog_bytes() > 0 {
+        assert!(std::time::Instant::now() < deadline, "the rows are not encoded");
+        std::thread::yield_now();
+    }
+    let dates = std::fs::read_dir(folder.path().join("lake/delay")).expect("the table's folder");
+    let closed =
+        dates.filter(|entry| entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().contains("date=")));
+    assert!((50..500).contains(&closed.count()), "of 500 dates");
+    assert_eq!(offline.durable_epoch(), None, "nothing is committed yet");
+    drop(feeders);
+    offline.finish(WAIT).expect("finishes");
+    assert_eq!(offsets(&table(folder.path())), (0..500).collect::<Vec<_>>());
+}
+
 #[test]
 fn rows_are_committed_while_running_and_epochs_without_rows_are_durable() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -19,8 +19,8 @@ use crate::metrics::catalogue::*;
 use crate::metrics::{CounterHandle, GaugeHandle, HistogramHandle};
 use crate::provenance::Origins;
 
-/// Encoded rows are closed into staged files when a table has more than this of them open: the bound of a table's memory
-/// between commits.
+/// A table's files are closed and staged when the open ones take more than this: the bound of a table's memory between
+/// commits.
 const OPEN_BYTES_MAX: usize = 64 << 20;
 
 /// A table to open.
@@ -337,11 +337,11 @@ impl Writer {
                     let written = table.store.write(epoch, &batch).await;
                     written.inspect_err(|_| table.metrics.failed.increment(1))?;
                     self.shared.backlog_bytes.fetch_sub(bytes, Ordering::Relaxed);
+                    if table.store.open_bytes() > OPEN_BYTES_MAX {
+                        table.store.stage().await.inspect_err(|_| table.metrics.failed.increment(1))?;
+                    }
                 }
                 table.pending = true;
-            }
-            if table.store.open_bytes() > OPEN_BYTES_MAX {
-                table.store.stage().await.inspect_err(|_| table.metrics.failed.increment(1))?;
             }
         }
         Ok(())
