@@ -1,63 +1,86 @@
 //! Aggregate functions: what a feature says about the values in a window. One file a function.
 //!
 //! A function does not see values, only the [`Summary`] that windows keep, and it names the [`Parts`] of it that it
-//! needs; functions that need the same parts share them. A new function is a file here, a variant of [`Op`] and its line
-//! in [`Op::function`].
+//! needs; functions that need the same parts share them. A new function is a file here and its line in [`Op::ALL`]:
+//! parsing, schema, reference and the contract's tests follow from the line.
+
+use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use arrow::datatypes::DataType;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::summary::{Parts, Summary};
 
-pub mod count;
-pub mod last;
-pub mod max;
-pub mod mean;
-pub mod min;
-pub mod stddev;
-pub mod sum;
-pub mod time_since_last;
+mod count;
+mod last;
+mod max;
+mod mean;
+mod min;
+mod stddev;
+mod sum;
+mod time_since_last;
 
-/// An aggregate over the values in a window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Op {
-    /// Number of rows (of non-null values, with `of`). 0 in an empty window.
-    Count,
-    /// Sum; null in an empty window.
-    Sum,
-    /// Arithmetic mean; null in an empty window.
-    Mean,
-    /// Smallest value; null in an empty window.
-    Min,
-    /// Largest value; null in an empty window.
-    Max,
-    /// Population standard deviation; null in an empty window.
-    Stddev,
-    /// The latest value by event time; null in an empty window.
-    Last,
-    /// Seconds since the latest row; null in an empty window.
-    TimeSinceLast,
-}
+/// An aggregate over the values in a window, written in a file by its name.
+#[derive(Clone, Copy)]
+pub struct Op(&'static dyn AggregateFunction);
 
 impl Op {
     /// Every function, in the order of the reference page.
     pub const ALL: &'static [Op] =
-        &[Op::Count, Op::Sum, Op::Mean, Op::Min, Op::Max, Op::Stddev, Op::Last, Op::TimeSinceLast];
+        &[Op::COUNT, Op::SUM, Op::MEAN, Op::MIN, Op::MAX, Op::STDDEV, Op::LAST, Op::TIME_SINCE_LAST];
 
-    /// The function of this name.
+    /// What it computes.
     pub fn function(self) -> &'static dyn AggregateFunction {
-        match self {
-            Op::Count => &count::Count,
-            Op::Sum => &sum::Sum,
-            Op::Mean => &mean::Mean,
-            Op::Min => &min::Min,
-            Op::Max => &max::Max,
-            Op::Stddev => &stddev::Stddev,
-            Op::Last => &last::Last,
-            Op::TimeSinceLast => &time_since_last::TimeSinceLast,
-        }
+        self.0
+    }
+
+    fn name(self) -> &'static str {
+        self.0.name()
+    }
+}
+
+impl std::fmt::Debug for Op {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A function is known by its name.
+impl PartialEq for Op {
+    fn eq(&self, other: &Op) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for Op {}
+
+impl Serialize for Op {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Op {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Op, D::Error> {
+        static NAMES: LazyLock<Vec<&str>> = LazyLock::new(|| Op::ALL.iter().map(|op| op.name()).collect());
+        let written = Cow::<str>::deserialize(deserializer)?;
+        let found = Op::ALL.iter().find(|op| op.name() == written);
+        found.copied().ok_or_else(|| D::Error::unknown_variant(&written, &NAMES))
+    }
+}
+
+impl JsonSchema for Op {
+    fn schema_name() -> Cow<'static, str> {
+        "Op".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let one = |op: &Op| json_schema!({ "type": "string", "const": op.name(), "description": op.0.doc() });
+        let all: Vec<Schema> = Op::ALL.iter().map(one).collect();
+        json_schema!({ "description": "An aggregate over the values in a window.", "oneOf": all })
     }
 }
 
@@ -65,6 +88,9 @@ impl Op {
 pub trait AggregateFunction: Sync {
     /// The name in a topology file and in the names of features.
     fn name(&self) -> &'static str;
+
+    /// What it says, for the reference and for editors.
+    fn doc(&self) -> &'static str;
 
     /// The parts of a summary it reads.
     fn needs(&self) -> Parts;
@@ -119,7 +145,7 @@ mod tests {
     fn an_empty_window_gives_null_but_a_count_of_zero() {
         for op in Op::ALL {
             let value = op.function().value(&Summary::EMPTY, 1e12);
-            assert_eq!(value.is_nan(), *op != Op::Count, "{op:?} of nothing is {value}");
+            assert_eq!(value.is_nan(), *op != Op::COUNT, "{op:?} of nothing is {value}");
         }
     }
 }

@@ -6,8 +6,8 @@
 //!
 //! let hour = Millis(3_600_000);
 //! let group = GroupConfig::new("payments", ["card"])
-//!     .aggregate(Aggregate::of("amount", [Op::Mean, Op::Max], [hour]))
-//!     .aggregate(Aggregate::rows([Op::Count], [hour]));
+//!     .aggregate(Aggregate::of("amount", [Op::MEAN, Op::MAX], [hour]))
+//!     .aggregate(Aggregate::rows([Op::COUNT], [hour]));
 //! let file = r#"{ "from": "payments", "key": ["card"], "aggregates": [
 //!     { "of": "amount", "ops": ["mean", "max"], "windows": ["1h"] }, { "ops": ["count"], "windows": ["1h"] } ] }"#;
 //! assert_eq!(group, serde_json::from_str(file).unwrap());

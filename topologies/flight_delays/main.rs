@@ -106,32 +106,32 @@ fn features(topology: Topology) -> Topology {
         Aggregate::of("delay_minutes", [op], windows.iter().map(|window| hours(*window))).named("delay")
     };
     let late = |windows: &[i64]| {
-        Aggregate::of("delay_minutes > 15", [Op::Mean], windows.iter().map(|window| hours(*window))).named("late")
+        Aggregate::of("delay_minutes > 15", [Op::MEAN], windows.iter().map(|window| hours(*window))).named("late")
     };
     let origin = GroupConfig::new("departures", ["origin"])
-        .aggregate(delay(Op::Mean, &[1, 24]))
+        .aggregate(delay(Op::MEAN, &[1, 24]))
         .aggregate(late(&[1, 3]))
-        .aggregate(Aggregate::rows([Op::Count], [hours(2)]));
-    let carrier = GroupConfig::new("departures", ["carrier"]).aggregate(delay(Op::Mean, &[24])).aggregate(late(&[3]));
-    let carrier_origin = GroupConfig::new("departures", ["carrier", "origin"]).aggregate(delay(Op::Mean, &[3]));
+        .aggregate(Aggregate::rows([Op::COUNT], [hours(2)]));
+    let carrier = GroupConfig::new("departures", ["carrier"]).aggregate(delay(Op::MEAN, &[24])).aggregate(late(&[3]));
+    let carrier_origin = GroupConfig::new("departures", ["carrier", "origin"]).aggregate(delay(Op::MEAN, &[3]));
     let tail = GroupConfig::new("tails", ["tail"])
-        .aggregate(delay(Op::Last, &[24]))
-        .aggregate(Aggregate::rows([Op::TimeSinceLast], [hours(24)]));
+        .aggregate(delay(Op::LAST, &[24]))
+        .aggregate(Aggregate::rows([Op::TIME_SINCE_LAST], [hours(24)]));
     let weather = GroupConfig::new("weather", ["origin"])
         .as_of("precipitation", "precip", hours(3))
         .as_of("visibility", "visib", hours(3))
         .as_of("dew_point", "dewp", hours(3));
     let counted = |from, windows: &[i64]| {
         let windows = windows.iter().map(|window| hours(*window));
-        GroupConfig::new(from, ["origin"]).aggregate(Aggregate::rows([Op::Count], windows))
+        GroupConfig::new(from, ["origin"]).aggregate(Aggregate::rows([Op::COUNT], windows))
     };
     topology
         .features("origin", origin)
         .features("carrier", carrier)
         .features("carrier_origin", carrier_origin)
         .features("tail", tail)
-        .features("destination", GroupConfig::new("arrivals", ["dest"]).aggregate(delay(Op::Mean, &[6, 24])))
-        .features("route", GroupConfig::new("arrivals", ["origin", "dest"]).aggregate(delay(Op::Mean, &[7 * 24])))
+        .features("destination", GroupConfig::new("arrivals", ["dest"]).aggregate(delay(Op::MEAN, &[6, 24])))
+        .features("route", GroupConfig::new("arrivals", ["origin", "dest"]).aggregate(delay(Op::MEAN, &[7 * 24])))
         .features("decisions", counted("schedule", &[1, 3]))
         .features("origin_cancelled", counted("cancellations", &[24]))
         .features("origin_weather", weather)

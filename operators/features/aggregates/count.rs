@@ -1,17 +1,24 @@
-//! `count`: the number of rows (or of non-null values, with `of`); 0 in an empty window.
+//! The aggregate `count`.
 
 use arrow::datatypes::DataType;
 
-use super::AggregateFunction;
+use super::{AggregateFunction, Op};
 use crate::features::summary::{Parts, Summary};
 
-/// The number of rows (or of non-null values, with `of`); 0 in an empty window.
-#[derive(Debug, Clone, Copy)]
-pub struct Count;
+struct Count;
+
+impl Op {
+    /// `count`
+    pub const COUNT: Op = Op(&Count);
+}
 
 impl AggregateFunction for Count {
     fn name(&self) -> &'static str {
         "count"
+    }
+
+    fn doc(&self) -> &'static str {
+        "Number of rows (of non-null values, with `of`). 0 in an empty window."
     }
 
     fn needs(&self) -> Parts {

@@ -1,15 +1,22 @@
-//! `last`: the latest value by event time, of several at one time the one that came last; null in an empty window.
+//! The aggregate `last`.
 
-use super::AggregateFunction;
+use super::{AggregateFunction, Op};
 use crate::features::summary::{Parts, Summary};
 
-/// The latest value by event time, of several at one time the one that came last; null in an empty window.
-#[derive(Debug, Clone, Copy)]
-pub struct Last;
+struct Last;
+
+impl Op {
+    /// `last`
+    pub const LAST: Op = Op(&Last);
+}
 
 impl AggregateFunction for Last {
     fn name(&self) -> &'static str {
         "last"
+    }
+
+    fn doc(&self) -> &'static str {
+        "The latest value by event time, of several at one time the one that came last; null in an empty window."
     }
 
     fn needs(&self) -> Parts {

@@ -1,15 +1,22 @@
-//! `max`: the largest value; null in an empty window.
+//! The aggregate `max`.
 
-use super::AggregateFunction;
+use super::{AggregateFunction, Op};
 use crate::features::summary::{Parts, Summary};
 
-/// The largest value; null in an empty window.
-#[derive(Debug, Clone, Copy)]
-pub struct Max;
+struct Max;
+
+impl Op {
+    /// `max`
+    pub const MAX: Op = Op(&Max);
+}
 
 impl AggregateFunction for Max {
     fn name(&self) -> &'static str {
         "max"
+    }
+
+    fn doc(&self) -> &'static str {
+        "Largest value; null in an empty window."
     }
 
     fn needs(&self) -> Parts {

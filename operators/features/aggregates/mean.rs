@@ -1,15 +1,22 @@
-//! `mean`: the arithmetic mean of the values; null in an empty window.
+//! The aggregate `mean`.
 
-use super::AggregateFunction;
+use super::{AggregateFunction, Op};
 use crate::features::summary::{Parts, Summary};
 
-/// The arithmetic mean of the values; null in an empty window.
-#[derive(Debug, Clone, Copy)]
-pub struct Mean;
+struct Mean;
+
+impl Op {
+    /// `mean`
+    pub const MEAN: Op = Op(&Mean);
+}
 
 impl AggregateFunction for Mean {
     fn name(&self) -> &'static str {
         "mean"
+    }
+
+    fn doc(&self) -> &'static str {
+        "Arithmetic mean; null in an empty window."
     }
 
     fn needs(&self) -> Parts {

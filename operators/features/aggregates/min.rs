@@ -1,15 +1,22 @@
-//! `min`: the smallest value; null in an empty window.
+//! The aggregate `min`.
 
-use super::AggregateFunction;
+use super::{AggregateFunction, Op};
 use crate::features::summary::{Parts, Summary};
 
-/// The smallest value; null in an empty window.
-#[derive(Debug, Clone, Copy)]
-pub struct Min;
+struct Min;
+
+impl Op {
+    /// `min`
+    pub const MIN: Op = Op(&Min);
+}
 
 impl AggregateFunction for Min {
     fn name(&self) -> &'static str {
         "min"
+    }
+
+    fn doc(&self) -> &'static str {
+        "Smallest value; null in an empty window."
     }
 
     fn needs(&self) -> Parts {

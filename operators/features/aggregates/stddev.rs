@@ -1,15 +1,18 @@
-//! `stddev`: the population standard deviation of the values; null in an empty window.
+//! The aggregate `stddev`.
 //!
 //! From the count n, the sum s and the sum of squares q: `sqrt(n q - s s) / n`. In plain `f64` the difference would lose
 //! all digits for values that are large and close together; here n, s and q are exact to 106 bits, and so is the
 //! difference to 1e-30 of n q. What is smaller than that is the rounding of equal values and counts as zero.
 
-use super::AggregateFunction;
+use super::{AggregateFunction, Op};
 use crate::features::summary::{Parts, Summary};
 
-/// The population standard deviation of the values; null in an empty window.
-#[derive(Debug, Clone, Copy)]
-pub struct Stddev;
+struct Stddev;
+
+impl Op {
+    /// `stddev`
+    pub const STDDEV: Op = Op(&Stddev);
+}
 
 /// The least difference, relative to n q, that is not rounding: 2^-100. Deviations below 1e-15 of the mean are zero.
 const RESOLUTION: f64 = 1.0 / (1u128 << 100) as f64;
@@ -17,6 +20,10 @@ const RESOLUTION: f64 = 1.0 / (1u128 << 100) as f64;
 impl AggregateFunction for Stddev {
     fn name(&self) -> &'static str {
         "stddev"
+    }
+
+    fn doc(&self) -> &'static str {
+        "Population standard deviation; null in an empty window."
     }
 
     fn needs(&self) -> Parts {

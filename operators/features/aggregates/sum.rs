@@ -1,15 +1,22 @@
-//! `sum`: the sum of the values; null in an empty window.
+//! The aggregate `sum`.
 
-use super::AggregateFunction;
+use super::{AggregateFunction, Op};
 use crate::features::summary::{Parts, Summary};
 
-/// The sum of the values; null in an empty window.
-#[derive(Debug, Clone, Copy)]
-pub struct Sum;
+struct Sum;
+
+impl Op {
+    /// `sum`
+    pub const SUM: Op = Op(&Sum);
+}
 
 impl AggregateFunction for Sum {
     fn name(&self) -> &'static str {
         "sum"
+    }
+
+    fn doc(&self) -> &'static str {
+        "Sum; null in an empty window."
     }
 
     fn needs(&self) -> Parts {

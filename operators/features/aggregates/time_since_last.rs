@@ -1,15 +1,22 @@
-//! `time_since_last`: seconds since the latest row (or non-null value, with `of`); null in an empty window.
+//! The aggregate `time_since_last`.
 
-use super::AggregateFunction;
+use super::{AggregateFunction, Op};
 use crate::features::summary::{Parts, Summary};
 
-/// Seconds since the latest row (or non-null value, with `of`); null in an empty window.
-#[derive(Debug, Clone, Copy)]
-pub struct TimeSinceLast;
+struct TimeSinceLast;
+
+impl Op {
+    /// `time_since_last`
+    pub const TIME_SINCE_LAST: Op = Op(&TimeSinceLast);
+}
 
 impl AggregateFunction for TimeSinceLast {
     fn name(&self) -> &'static str {
         "time_since_last"
+    }
+
+    fn doc(&self) -> &'static str {
+        "Seconds since the latest row (or non-null value, with `of`); null in an empty window."
     }
 
     fn needs(&self) -> Parts {
