@@ -239,8 +239,8 @@ impl Decoder {
         }
         let payload = payloads.value(index);
         if payload.len() > self.message_size_max {
-            let detail =
-                format!("the message has {} bytes; at most {} are allowed", payload.len(), self.message_size_max);
+            // Sources cut what is larger, so its true size is not known here.
+            let detail = format!("the message is larger than {} bytes (`message_size_max`)", self.message_size_max);
             return Err(Failure::new(Reason::TooLarge, detail));
         }
         let text = std::str::from_utf8(payload).map_err(|error| {
