@@ -172,7 +172,9 @@ impl Encoder {
         if self.headers == Headers::None {
             return;
         }
-        let mut header = HeaderWriter { names: Names::new(&self.origins.partitions), records };
+        let partitions = &self.origins.partitions;
+        let (names, streams) = (Names::new(partitions), Names::of_streams(partitions));
+        let mut header = HeaderWriter { names, streams, records };
         let rejects = ["stage", "reason", "detail"].map(|name| text_column(batch, name));
         for (n, row) in batch.rows.iter().enumerate() {
             match (self.headers, &self.origins.model) {
@@ -213,6 +215,7 @@ fn text_column<'a>(batch: &'a Batch, name: &str) -> Option<&'a arrow::array::Str
 /// Appends header values, in the order of their names.
 struct HeaderWriter<'a> {
     names: Names<'a>,
+    streams: Names<'a>,
     records: &'a mut Records,
 }
 
@@ -233,7 +236,7 @@ impl HeaderWriter<'_> {
         self.end();
     }
     fn prediction_id(&mut self, row: &millstream_operators::Row, version: &str) {
-        let (topic, partition) = self.names.of(row.partition);
+        let (topic, partition) = self.streams.of(row.partition);
         let mut id = String::with_capacity(topic.len() + version.len() + 24);
         crate::provenance::push_prediction_id(topic, partition, row.offset, version, &mut id);
         self.text(&id);

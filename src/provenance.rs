@@ -12,7 +12,8 @@ use crate::sources::Partitions;
 /// A column about a row rather than of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Provenance {
-    /// `prediction_id`: `<topic>-<partition>-<offset>-<model version>`.
+    /// `prediction_id`: `<topic>-<partition>-<offset>-<model version>`. Of a row from a file the topic is the one that
+    /// the file is the history of, or the source's name, and the partition the file's place among the source's files.
     PredictionId,
     /// `model`: the model's name.
     Model,
@@ -140,9 +141,9 @@ impl Origins {
                 texts(rows, |row, text| text.push_str(names.of(row.partition).0))
             }
             (Provenance::PredictionId, Some(model)) => {
-                let mut names = Names::new(&self.partitions);
+                let mut streams = Names::of_streams(&self.partitions);
                 texts(rows, |row, text| {
-                    let (topic, partition) = names.of(row.partition);
+                    let (topic, partition) = streams.of(row.partition);
                     push_prediction_id(topic, partition, row.offset, &model.version, text);
                 })
             }
@@ -173,20 +174,26 @@ fn texts(rows: &[Row], mut write: impl FnMut(&Row, &mut String)) -> ArrayRef {
 /// Looks partitions up; neighbours are mostly of the same.
 pub(crate) struct Names<'a> {
     partitions: &'a Partitions,
+    find: fn(&Partitions, u32) -> (Arc<str>, i32),
     last: Option<(u32, (Arc<str>, i32))>,
 }
 
 impl<'a> Names<'a> {
     pub(crate) fn new(partitions: &'a Partitions) -> Names<'a> {
-        Names { partitions, last: None }
+        Names { partitions, find: Partitions::name, last: None }
     }
 
-    /// The topic (or file) and partition of a number.
+    /// What ids are made of.
+    pub(crate) fn of_streams(partitions: &'a Partitions) -> Names<'a> {
+        Names { partitions, find: Partitions::stream, last: None }
+    }
+
+    /// The name of a number.
     pub(crate) fn of(&mut self, number: u32) -> (&str, i32) {
         if self.last.as_ref().is_none_or(|(last, _)| *last != number) {
             self.last = None;
         }
-        let (_, (topic, partition)) = self.last.get_or_insert_with(|| (number, self.partitions.name(number)));
+        let (_, (topic, partition)) = self.last.get_or_insert_with(|| (number, (self.find)(self.partitions, number)));
         (topic, *partition)
     }
 }

@@ -80,6 +80,8 @@ pub enum InputOrder {
 pub struct ReplaySource {
     /// Its name in the topology.
     pub name: Arc<str>,
+    /// What it is the history of, for ids: a topic, or its own name.
+    pub stream: Arc<str>,
     /// Its index in the plan: `Row::source`.
     pub source: u16,
     /// What it reads.
@@ -192,10 +194,10 @@ fn open(source: &ReplaySource, partitions: &Partitions) -> Result<Vec<Opened>, S
         InputOrder::Sorted => position(name),
         InputOrder::Unsorted => 0,
     };
-    let reading = |name: &str| Reading {
+    let reading = |name: &str, partition: u32| Reading {
         source_name: source.name.clone(),
         source: source.source,
-        partition: partitions.number(name, 0),
+        partition,
         start: start(name),
         message_size_max: source.message_size_max,
         delimiter: source.delimiter,
@@ -203,17 +205,15 @@ fn open(source: &ReplaySource, partitions: &Partitions) -> Result<Vec<Opened>, S
     let mut opened = Vec::new();
     match &source.input {
         Input::Files(files) => {
-            for file in files {
-                let reading = reading(&file.name);
-                let partition = reading.partition;
-                let reader = Reader::File(FileReader::open(file, reading)?);
+            for (place, file) in (0..).zip(files) {
+                let partition = partitions.number_of_file(&file.name, &source.stream, place);
+                let reader = Reader::File(FileReader::open(file, reading(&file.name, partition))?);
                 opened.push(Opened { name: file.name.clone(), partition, position: position(&file.name), reader });
             }
         }
         Input::Messages(messages) => {
-            let (name, reading) = (source.name.clone(), reading(&source.name));
-            let partition = reading.partition;
-            let reader = Reader::Memory(MemoryReader::new(messages.clone(), reading));
+            let (name, partition) = (source.name.clone(), partitions.number(&source.name, 0));
+            let reader = Reader::Memory(MemoryReader::new(messages.clone(), reading(&name, partition)));
             opened.push(Opened { position: position(&name), name, partition, reader });
         }
     }

@@ -53,8 +53,13 @@ impl SourcePlan {
         };
         let decode = decoding(&self.decoder).map_err(|detail| refuse(&detail.to_string()))?;
         let order = if sorted || self.event_time.is_none() { InputOrder::Sorted } else { InputOrder::Unsorted };
+        let stream = match &self.kind {
+            SourceKind::Kafka(kafka) if kafka.topics.len() == 1 => kafka.topics[0].as_str(),
+            _ => name,
+        };
         Ok(ReplaySource {
             name: name.into(),
+            stream: stream.into(),
             source: self.index,
             input,
             order,

@@ -98,6 +98,7 @@ fn source(setup: &Setup, index: usize) -> ReplaySource {
     let positions = setup.from.as_ref().map(|(_, cut)| cut.positions[&name].clone()).unwrap_or_default();
     ReplaySource {
         input: Input::Files(find_files(&name, setup.folder, &[pattern.to_string()]).unwrap()),
+        stream: name.clone(),
         name,
         source: index as u16,
         order,
