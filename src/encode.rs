@@ -55,7 +55,7 @@ impl Headers {
             Headers::Prediction => {
                 &["prediction_id", "model", "model_version", "epoch", "event_time", "topic", "partition", "offset"]
             }
-            Headers::Reject => &["stage", "reason", "detail", "topic", "partition", "offset"],
+            Headers::Reject => &["stage", "reason", "detail", "event_time", "topic", "partition", "offset"],
         }
     }
 }
@@ -191,8 +191,8 @@ impl Encoder {
             }
             if self.headers != Headers::Reject {
                 header.number(epoch as i64);
-                header.event_time(row.event_time);
             }
+            header.event_time(row.event_time);
             header.origin(row);
         }
     }

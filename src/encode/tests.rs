@@ -127,6 +127,7 @@ fn a_dead_letter_is_the_original_bytes() {
         ("stage", "decode"),
         ("reason", "malformed"),
         ("detail", "no. 1"),
+        ("event_time", "1970-01-01T00:00:01.000Z"),
         ("topic", "trips"),
         ("partition", "3"),
         ("offset", "11"),
