@@ -1,5 +1,5 @@
-//! What librdkafka says by itself: its log goes to ours, a line per kind and ten seconds; its errors are remembered, for
-//! they say why a call timed out.
+//! What librdkafka says by itself: its log goes to ours, a line per kind and minute; its errors are remembered, for they
+//! say why a call timed out. A broker that is away is said at once, then every minute, and when it is back.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -15,8 +15,13 @@ use rdkafka::{ClientContext, Statistics};
 
 use crate::metrics::catalogue::{KAFKA_BROKERS_UP, KAFKA_CLIENT_ERRORS, KAFKA_COMMIT_ERRORS};
 
+use super::ClientError;
+
 /// At most one line of a kind in this time: librdkafka repeats itself for every broker and every try.
-const LOG_EVERY: Duration = Duration::from_secs(10);
+const LOG_EVERY: Duration = Duration::from_secs(60);
+
+/// The kind of all lines that say that nobody answers, in whatever words.
+const SILENCE: &str = "no_answer";
 
 /// The callbacks of one client.
 #[derive(Debug)]
@@ -26,6 +31,8 @@ pub struct Context {
     quiet: Quiet,
     /// The last error of the whole client that says more than that a call timed out.
     last: Mutex<Option<Trouble>>,
+    /// Since when no broker has answered; none while one does. `down` is the same for those who ask often.
+    down_since: Mutex<Option<Instant>>,
     down: AtomicBool,
 }
 
@@ -41,7 +48,8 @@ pub struct Trouble {
 impl Context {
     /// The callbacks of a client called `client` in the log.
     pub fn new(client: String) -> Self {
-        Context { client, quiet: Quiet::default(), last: Mutex::new(None), down: AtomicBool::new(false) }
+        let (last, down_since) = (Mutex::new(None), Mutex::new(None));
+        Context { client, quiet: Quiet::default(), last, down_since, down: AtomicBool::new(false) }
     }
 
     /// Takes the last error of the client: why it could not do what it was asked.
@@ -54,9 +62,28 @@ impl Context {
         self.down.load(Ordering::Relaxed)
     }
 
-    /// Says that a broker answered.
+    /// Says that a broker answered. If none did before, the log says so, and the next outage is said at once again.
     pub fn up(&self) {
+        if !self.is_down() {
+            return;
+        }
         self.down.store(false, Ordering::Relaxed);
+        self.quiet.forget(SILENCE);
+        if let Some(since) = self.down_since.lock().expect("no thread panics while it holds the time").take() {
+            tracing::info!(client = %self.client, away_seconds = since.elapsed().as_secs(), "a broker answers again");
+        }
+    }
+
+    /// Says that no broker answers, and why.
+    pub fn waiting(&self, error: &ClientError) {
+        self.set_down();
+        self.warn(SILENCE, &format!("waiting: {error}"));
+    }
+
+    fn set_down(&self) {
+        self.down.store(true, Ordering::Relaxed);
+        let mut since = self.down_since.lock().expect("no thread panics while it holds the time");
+        since.get_or_insert_with(Instant::now);
     }
 
     /// Logs a warning of `kind`, unless one of the kind was logged just now.
@@ -84,13 +111,14 @@ impl ClientContext for Context {
         };
         KAFKA_CLIENT_ERRORS.of([&self.client, &format!("{code:?}")]).increment(1);
         match code {
-            RDKafkaErrorCode::AllBrokersDown => self.down.store(true, Ordering::Relaxed),
+            RDKafkaErrorCode::AllBrokersDown => self.set_down(),
             _ => {
                 let trouble = Trouble { code, reason: tidy(reason) };
                 *self.last.lock().expect("no thread panics while it holds the error") = Some(trouble);
             }
         }
-        if let Some(suppressed) = self.quiet.say(&format!("{code:?}")) {
+        let kind = if super::is_silence(code) { SILENCE.to_owned() } else { format!("{code:?}") };
+        if let Some(suppressed) = self.quiet.say(&kind) {
             tracing::warn!(client = %self.client, error = ?code, suppressed, "{}", tidy(reason));
         }
     }
@@ -127,8 +155,16 @@ pub struct Quiet(Mutex<HashMap<String, (Instant, u64)>>);
 impl Quiet {
     /// The number of lines held back since the last, if a line of this kind may be logged now.
     pub fn say(&self, kind: &str) -> Option<u64> {
+        self.say_at(kind, Instant::now())
+    }
+
+    /// Lets the next line of a kind through.
+    fn forget(&self, kind: &str) {
+        self.0.lock().expect("no thread panics while it holds the table").remove(kind);
+    }
+
+    fn say_at(&self, kind: &str, now: Instant) -> Option<u64> {
         let mut kinds = self.0.lock().expect("no thread panics while it holds the table");
-        let now = Instant::now();
         match kinds.get_mut(kind) {
             Some((last, held)) if now.duration_since(*last) < LOG_EVERY => {
                 *held += 1;
@@ -160,8 +196,27 @@ mod tests {
     #[test]
     fn a_flood_is_one_line() {
         let quiet = Quiet::default();
-        assert_eq!(quiet.say("a"), Some(0));
-        assert_eq!(quiet.say("a"), None);
-        assert_eq!(quiet.say("b"), Some(0));
+        let begin = Instant::now();
+        let after = |seconds| begin + Duration::from_secs(seconds);
+        assert_eq!(quiet.say_at("a", begin), Some(0));
+        assert_eq!((quiet.say_at("a", after(1)), quiet.say_at("a", after(59))), (None, None));
+        assert_eq!(quiet.say_at("b", after(2)), Some(0));
+        assert_eq!(quiet.say_at("a", after(60)), Some(2));
+        quiet.forget("a");
+        assert_eq!(quiet.say_at("a", after(61)), Some(0));
+    }
+
+    #[test]
+    fn whoever_says_that_nobody_answers_says_it_once() {
+        let context = Context::new("test".into());
+        let down = |code| ClientContext::error(&context, KafkaError::Global(code), "a:1: no route");
+        down(RDKafkaErrorCode::BrokerTransportFailure);
+        assert!(!context.is_down(), "one of several may be away");
+        down(RDKafkaErrorCode::AllBrokersDown);
+        assert!(context.is_down());
+        assert_eq!(context.quiet.say(SILENCE), None, "it was said");
+        context.up();
+        assert!(!context.is_down());
+        assert_eq!(context.quiet.say(SILENCE), Some(0), "the next time it is said at once");
     }
 }

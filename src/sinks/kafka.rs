@@ -100,7 +100,7 @@ impl SinkTarget for KafkaSink {
                     std::thread::sleep(Duration::from_millis(250));
                 }
                 Err(error) if error.is_transient() => {
-                    producer.context().client.warn("waiting", &format!("opened, but {error}"));
+                    producer.context().client.waiting(&error);
                     break;
                 }
                 Err(error) => return Err(fail(error)),
@@ -321,6 +321,8 @@ impl ProducerContext for Deliveries {
         if let Err((error, message)) = result {
             let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
             counts.failure.get_or_insert((code, message.payload_len()));
+        } else {
+            self.client.up();
         }
         counts.total = counts.total.saturating_sub(1);
         let epoch = epoch as u64;

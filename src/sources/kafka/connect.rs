@@ -138,9 +138,12 @@ impl Contact<'_> {
         let mut pause = RETRY_FIRST;
         while !self.halt.now() {
             match attempt() {
-                Ok(answer) => return Ok(Some(answer)),
+                Ok(answer) => {
+                    self.consumer.context().up();
+                    return Ok(Some(answer));
+                }
                 Err(error) if error.is_transient() => {
-                    self.consumer.context().warn("waiting", &format!("waiting: {error}"));
+                    self.consumer.context().waiting(&error);
                     thread::sleep(pause);
                     pause = (pause * 2).min(RETRY_LAST);
                 }
