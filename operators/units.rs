@@ -106,7 +106,10 @@ macro_rules! as_text {
                 stringify!($type).into()
             }
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({ "type": "string", "pattern": $pattern, "description": $title })
+                // Nothing of anything needs no unit: 0, which YAML reads as a number.
+                json_schema!({
+                    "type": ["string", "integer"], "pattern": $pattern, "minimum": 0, "maximum": 0, "description": $title,
+                })
             }
         }
     };

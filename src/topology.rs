@@ -24,6 +24,7 @@ pub mod file;
 mod history;
 pub mod problem;
 mod reader;
+pub(crate) mod schema;
 mod tree;
 pub mod variables;
 

@@ -64,9 +64,8 @@ fn inlined<T: JsonSchema>() -> Value {
 
 /// The JSON Schema of topology files, as text.
 pub fn schema_text() -> String {
-    let schema = schemars::schema_for!(Topology);
     // A schema is JSON already.
-    serde_json::to_string_pretty(&schema).unwrap_or_default() + "\n"
+    serde_json::to_string_pretty(&crate::topology::schema::schema()).unwrap_or_default() + "\n"
 }
 
 /// The reference page, in Markdown.
