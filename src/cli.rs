@@ -82,7 +82,7 @@ pub fn main(run: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
     match run() {
         Ok(code) => code,
         Err(error) => {
-            eprint!("{}", describe(&error));
+            say(&describe(&error));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -145,13 +145,34 @@ pub fn describe(error: &anyhow::Error) -> String {
     }
 }
 
+/// A factor of time, as `--speed` takes it.
+fn speed(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(factor) if factor > 0.0 && factor.is_finite() => Ok(factor),
+        _ => Err("it is a number above 0, such as 3600 for an hour a second".into()),
+    }
+}
+
 /// Writes a command's result on standard output. A reader that has gone (`| head`) is no error: it has what it wanted.
+/// (`println!` would panic.)
 fn print(text: &str) -> std::io::Result<()> {
     use std::io::Write;
-    match std::io::stdout().write_all(text.as_bytes()) {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         written => written,
     }
+}
+
+/// Writes for a person on standard error. Nobody is told if nobody listens.
+fn say(text: &str) {
+    use std::io::Write;
+    let _gone = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// Writes a command's result as JSON on standard output.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    Ok(print(&(serde_json::to_string_pretty(value)? + "\n"))?)
 }
 
 /// How problems are shown on standard error.

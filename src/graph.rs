@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use serde_json::json;
+
 use crate::topology::Topology;
 
 pub mod layout;
@@ -67,6 +69,15 @@ impl Graph {
             graph.node("offline", name, table.table.kind_name().to_string(), &[&table.from]);
         }
         graph.finish(topology.name.clone())
+    }
+
+    /// The picture for scripts: `nodes` with `kind`, `name` and `detail`, `edges` from name to name.
+    pub fn to_json(&self) -> serde_json::Value {
+        let node = |node: &Node| json!({ "kind": node.what, "name": node.name, "detail": node.detail });
+        let edge = |(from, to): &(usize, usize)| json!({ "from": self.nodes[*from].name, "to": self.nodes[*to].name });
+        let nodes: Vec<_> = self.nodes.iter().map(node).collect();
+        let edges: Vec<_> = self.edges.iter().map(edge).collect();
+        json!({ "job": self.title, "nodes": nodes, "edges": edges })
     }
 
     /// The nodes that read node `i`.

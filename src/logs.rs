@@ -16,7 +16,8 @@ pub fn start() {
     let filter = EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_| EnvFilter::new("error,millstream=info"));
     // Messages are counted, so the recorder comes first.
     crate::metrics::install();
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // A closed standard error (`2>&1 | head`) is no reason to panic.
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let log = tracing_subscriber::registry().with(filter).with(CountMessages::new());
     let started = match std::io::stderr().is_terminal() {
         true => log.with(lines.compact().with_target(false)).try_init(),

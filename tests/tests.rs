@@ -1,5 +1,7 @@
 //! The integration tests, one binary: each module says what belongs there.
 
+/// What scripts rely on: JSON, exit codes, pipes.
+mod command_line;
 /// The pages: their links lead somewhere.
 mod docs;
 /// Wrong topologies, and what is said about them: a file a case, in `errors/`.
@@ -20,6 +22,8 @@ mod reference;
 mod resume;
 /// Whole topologies on small files: what goes in, and what must come out.
 mod run;
+/// The JSON Schema of topology files: it takes what the engine takes.
+mod schema;
 /// The topologies of the repository pass `check`, and their graphs can be drawn.
 mod topologies;
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::{Run, folder_of, print, style};
+use super::{Run, folder_of, print, print_json, say, style};
 use crate::models;
 use crate::plan::Plan;
 use crate::topology::Topology;
@@ -36,15 +36,14 @@ impl Run for Check {
         let report = file.report(&errors, &warnings);
         let ok = report.errors() == 0;
         if self.json {
-            let text = serde_json::to_string_pretty(&json!({ "ok": ok, "problems": report.to_json() }))?;
-            print(&(text + "\n"))?;
+            print_json(&json!({ "ok": ok, "problems": report.to_json() }))?;
         } else {
             if !report.problems.is_empty() {
-                eprint!("{}", report.render(style()));
+                say(&report.render(style()));
             }
             match file.topology.as_ref().filter(|_| ok) {
                 Some(topology) => print(&summary(&self.file.display().to_string(), topology, &warnings))?,
-                None => eprintln!("\n{}: {}", self.file.display(), counted(report.errors(), "error")),
+                None => say(&format!("\n{}: {}\n", self.file.display(), counted(report.errors(), "error"))),
             }
         }
         Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 
-use super::{Run, load, print};
+use super::{Run, load, print, print_json};
 use crate::graph::{self, mermaid, svg, text};
 
 /// Prints the graph of a topology.
@@ -16,6 +16,9 @@ pub(super) struct Graph {
     /// How to draw it.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
+    /// Prints nodes and edges as JSON.
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -32,6 +35,10 @@ impl Run for Graph {
     fn run(self) -> anyhow::Result<ExitCode> {
         let (topology, _) = load(&self.file)?;
         let graph = graph::Graph::of(&topology);
+        if self.json {
+            print_json(&graph.to_json())?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let drawn = match self.format {
             Format::Text => text::draw(&graph),
             Format::Mermaid => mermaid::draw(&graph),

@@ -13,8 +13,8 @@ use rdkafka::consumer::BaseConsumer;
 use serde_json::json;
 
 use self::message::{Columns, Message, Messages};
-use super::Run;
 use super::broker::Broker;
+use super::{Run, print, print_json, say};
 use crate::kafka::{self, ClientError, Context};
 use crate::replay::{Pace, Pacer};
 use crate::sinks::kafka::KafkaSink;
@@ -54,7 +54,7 @@ pub(super) struct Produce {
     #[arg(long, conflicts_with = "speed")]
     rate: Option<PerSecond>,
     /// Plays the events by their event time, this many times as fast as they happened.
-    #[arg(long, requires = "event_time", value_parser = speed)]
+    #[arg(long, requires = "event_time", value_parser = super::speed)]
     speed: Option<f64>,
     /// Creates the topic with so many partitions if it does not exist.
     #[arg(long, value_name = "PARTITIONS", value_parser = clap::value_parser!(i32).range(1..=10_000))]
@@ -78,13 +78,6 @@ enum Unit {
     Us,
     /// Nanoseconds since 1970.
     Ns,
-}
-
-fn speed(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(factor) if factor > 0.0 && factor.is_finite() => Ok(factor),
-        _ => Err("it is a number above 0, such as 3600 for an hour a second".into()),
-    }
 }
 
 impl Run for Produce {
@@ -124,7 +117,7 @@ impl Produce {
             && !kafka::create_topic(&config, &self.topic, partitions)?
             && !self.json
         {
-            eprintln!("topic `{}` exists already; its partitions stay as they are", self.topic);
+            say(&format!("topic `{}` exists already; its partitions stay as they are\n", self.topic));
         }
         let asking = kafka::consumer(brokers, "millstream-produce", &options)?;
         let asking: BaseConsumer<Context> = asking.create_with_context(Context::new("produce".into()))?;
@@ -165,23 +158,21 @@ impl Produce {
     fn report(&self, sent: &Sent, partitions: i32, took: Duration) -> anyhow::Result<()> {
         let (topic, brokers, seconds) = (&self.topic, self.broker.brokers(), took.as_secs_f64());
         if self.json {
-            let summary = json!({
+            return print_json(&json!({
                 "topic": topic, "brokers": brokers, "partitions": partitions, "messages": sent.messages,
                 "bytes": sent.bytes, "seconds": seconds,
                 "first_event_time": sent.first.map(message::timestamp), "last_event_time": sent.last.map(message::timestamp),
-            });
-            println!("{}", serde_json::to_string_pretty(&summary)?);
-            return Ok(());
+            }));
         }
         let rate = HumanCount((sent.messages as f64 / seconds.max(0.001)) as u64);
         let (messages, bytes) = (HumanCount(sent.messages), HumanBytes(sent.bytes));
-        println!(
-            "{messages} messages ({bytes}) to topic `{topic}` ({partitions} partitions) in {seconds:.1} s: {rate}/s"
+        let mut said = format!(
+            "{messages} messages ({bytes}) to topic `{topic}` ({partitions} partitions) in {seconds:.1} s: {rate}/s\n"
         );
         if let (Some(first), Some(last)) = (sent.first, sent.last) {
-            println!("event time {} to {}", message::timestamp(first), message::timestamp(last));
+            said += &format!("event time {} to {}\n", message::timestamp(first), message::timestamp(last));
         }
-        Ok(())
+        Ok(print(&said)?)
     }
 }
 

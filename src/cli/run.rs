@@ -66,7 +66,7 @@ pub struct Replay {
     #[arg(long, value_name = "FOLDER", default_value = "replay")]
     out: PathBuf,
     /// How many times faster than the events happened; as fast as possible by default.
-    #[arg(long, value_name = "FACTOR")]
+    #[arg(long, value_name = "FACTOR", value_parser = super::speed)]
     speed: Option<f64>,
 }
 
@@ -203,15 +203,17 @@ fn serve(plan: &Plan, job: &Job, health: &Arc<Health>, exporter: Exporter) -> an
 }
 
 fn finish(summary: &Summary, args: &Common) -> anyhow::Result<()> {
-    let text = serde_json::to_string_pretty(summary).context("write the summary as JSON")?;
     if let Some(path) = &args.summary {
-        std::fs::write(path, &text).with_context(|| format!("write the summary to {}", path.display()))?;
+        let text = serde_json::to_string_pretty(summary).context("write the summary as JSON")?;
+        std::fs::write(path, text).with_context(|| format!("write the summary to {}", path.display()))?;
     }
     match args.json {
-        true => println!("{text}"),
-        false => eprint!("{summary}"),
+        true => super::print_json(summary),
+        false => {
+            super::say(&summary.to_string());
+            Ok(())
+        }
     }
-    Ok(())
 }
 
 /// Counts SIGTERM and SIGINT.

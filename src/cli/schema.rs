@@ -9,7 +9,11 @@ use super::{Run, print};
 
 /// Prints the JSON Schema of topology files, for editors that complete and check YAML.
 #[derive(Debug, Args)]
-pub(super) struct Schema {}
+pub(super) struct Schema {
+    /// Changes nothing: a schema is JSON.
+    #[arg(long)]
+    json: bool,
+}
 
 impl Run for Schema {
     fn run(self) -> anyhow::Result<ExitCode> {

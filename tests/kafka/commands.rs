@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 use super::*;
+use crate::command_line::unread;
 
 fn millstream(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
@@ -51,6 +52,24 @@ fn files_come_out_of_the_topic_in_event_time_order() {
     let shown = stdout(millstream(&["consume", &topic, "--from", "2", "--max", "1"]));
     assert!(shown.starts_with("0/2  ") && shown.ends_with("  1  {\"id\":1,\"at\":30}\n"), "{shown}");
     assert_eq!(stdout(millstream(&["consume", &topic, "--from", "end", "--until-end"])), "");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let topic = unique("commands");
+    let lines: String = (0..20_000).map(|n| format!("{{\"id\":{n}}}\n")).collect();
+    let (_folder, path) = file("a.jsonl", &lines);
+    let command = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+        command.args(args).env("KAFKA_BROKERS", brokers());
+        command
+    };
+    let produce = ["produce", &path, "--topic", &topic, "--create", "2"];
+    assert_eq!(unread(&mut command(&produce)), Some(0));
+    assert_eq!(unread(&mut command(&[&produce[..], &["--json"]].concat())), Some(0));
+    // More than a pipe holds, so that it is still being written when the reader goes.
+    assert_eq!(unread(&mut command(&["consume", &topic, "--until-end"])), Some(0));
+    assert_eq!(unread(&mut command(&["consume", &topic, "--until-end", "--json"])), Some(0));
 }
 
 #[test]
