@@ -141,8 +141,19 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
 pub fn describe(error: &anyhow::Error) -> String {
     match error.downcast_ref::<Report>() {
         Some(report) => report.render(style()),
-        None => format!("error: {error:#}\n"),
+        None => format!("error: {}\n", with_causes(error)),
     }
+}
+
+/// An error and its causes, each said once: some errors say their cause in their own words.
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
+        }
+    }
+    text
 }
 
 /// A factor of time, as `--speed` takes it.
@@ -226,6 +237,15 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let io = std::io::Error::from(ErrorKind::NotADirectory);
+        let error = CheckpointError::Io { doing: "make", path: "state".into(), source: io };
+        let error = anyhow::Error::from(error).context("take the state folder");
+        assert_eq!(describe(&error), "error: take the state folder: make state: not a directory\n");
+        assert_eq!(describe(&anyhow!("a").context("b")), "error: b: a\n");
     }
 
     #[test]

@@ -173,7 +173,7 @@ impl fmt::Display for Summary {
                 )?;
             }
         }
-        for (sink, latency) in &self.latency_micros {
+        for (sink, latency) in self.latency_micros.iter().filter(|(_, latency)| latency.count > 0) {
             let (p50, p99) = (latency.p50 as f64 / 1e3, latency.p99 as f64 / 1e3);
             writeln!(f, "  latency        {sink}: p50 {p50:.2} ms, p99 {p99:.2} ms")?;
         }

@@ -6,6 +6,8 @@ mod command_line;
 mod docs;
 /// Wrong topologies, and what is said about them: a file a case, in `errors/`.
 mod errors;
+/// Files, folders, libraries and addresses that are not as they should be.
+mod failures;
 /// The year of flights: every feature computed a second time, and the model's quality.
 mod flights;
 /// Sources, sinks and commands on a real broker.

@@ -121,7 +121,8 @@ fn replay(topology: Topology, folder: PathBuf, options: &Replay) -> anyhow::Resu
     if options.common.fresh && out.exists() {
         remove_output(&out)?;
     }
-    std::fs::create_dir_all(&out).with_context(|| format!("make the folder {}", out.display()))?;
+    std::fs::create_dir_all(&out)
+        .with_context(|| format!("{} can't be the folder for the output (--out)", out.display()))?;
     let pace = options.speed.map_or(Pace::Fastest, Pace::Lapse);
     drive(topology.on_history(&out), folder, Mode::Bounded(pace), &options.common)
 }
@@ -151,6 +152,11 @@ fn drive(mut topology: Topology, folder: PathBuf, mode: Mode, args: &Common) -> 
     let plan = Arc::new(plan);
     if args.fresh {
         crate::checkpoint::Store::forget(&plan.folder.join(&plan.engine.state))?;
+    }
+    if let Some(path) = &args.summary {
+        // Hours of work should not end with a path that can't be written.
+        let opened = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        opened.with_context(|| format!("{} can't be written (--summary)", path.display()))?;
     }
     let signals = Signals::listen()?;
     let exporter = crate::metrics::install();

@@ -67,7 +67,8 @@ impl Job {
     /// # Errors
     /// If the checkpoint can't be taken up, a sink, model or table can't be opened, or a source refuses to start.
     pub fn start(plan: Arc<Plan>, mode: Mode) -> anyhow::Result<Job> {
-        let state = Store::open(&plan.folder.join(&plan.engine.state), &plan.name)?;
+        let state = Store::open(&plan.folder.join(&plan.engine.state), &plan.name);
+        let state = state.context("take the state folder (`engine.state`)")?;
         let checkpoint = state.load(&plan.hash)?.unwrap_or_default();
         let first_epoch = checkpoint.epoch + 1;
         let workers = plan.engine.workers;

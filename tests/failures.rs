@@ -1,0 +1,142 @@
+//! A world that is not as it should be: files, folders, libraries and addresses. Every failure ends the program with its
+//! exit code and a message that names the thing and says what to do; nothing is half done.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::program::{Running, Said, millstream, replay, root, summary, total};
+
+/// A folder with the topology `score`, some of its text replaced.
+fn score(replaced: &[(&str, &str)]) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let example = root().join("topologies/score");
+    for file in ["model.onnx", "input.jsonl"] {
+        std::fs::copy(example.join(file), folder.path().join(file)).expect("a copy");
+    }
+    let mut text = std::fs::read_to_string(example.join("topology.yaml")).expect("the example");
+    for (from, to) in replaced {
+        assert!(text.contains(from), "{from} is not in the example");
+        text = text.replace(from, to);
+    }
+    let path = folder.path().join("topology.yaml");
+    std::fs::write(&path, text).expect("a file");
+    (folder, path)
+}
+
+fn end(command: &mut Command) -> Said {
+    Running::start(command).end()
+}
+
+/// Runs a command that must fail with `code` and say all of `says`.
+fn fails(command: &mut Command, code: i32, says: &[&str]) {
+    let said = end(command);
+    assert_eq!(said.status.code(), Some(code), "{}", said.err);
+    for text in says {
+        assert!(said.err.contains(text), "`{text}` is not in: {}", said.err);
+    }
+    let reason = |text: &&str| said.err.matches(text).count() > 1;
+    let twice = ["Not a directory", "No such file"].into_iter().find(reason);
+    assert_eq!((twice, &*said.out), (None, ""), "what is said twice, results of a run that failed: {}", said.err);
+}
+
+/// The example replayed into the folder `out` of its own folder.
+fn example(folder: &Path, topology: &Path) -> Command {
+    replay(topology, 1, &folder.join("out"))
+}
+
+#[test]
+fn no_library_of_the_model_runtime() {
+    let (folder, topology) = score(&[]);
+    let absent = folder.path().join("absent.so");
+    let mut command = example(folder.path(), &topology);
+    let says = ["model `fraud`", absent.to_str().expect("text"), "where no file is", "deploy/onnxruntime.sh"];
+    fails(command.env("ORT_DYLIB_PATH", &absent), 1, &says);
+
+    let mut command = example(folder.path(), &topology);
+    let text = folder.path().join("input.jsonl");
+    fails(command.env("ORT_DYLIB_PATH", &text), 1, &["model `fraud`", "does not load", "deploy/onnxruntime.sh"]);
+
+    // A machine without it can still check a file, but is told what was not checked.
+    let mut command = millstream();
+    let said = end(command.arg("check").arg(&topology).env("ORT_DYLIB_PATH", &absent));
+    assert_eq!(said.status.code(), Some(0), "{}", said.err);
+    assert!(said.err.contains("the model was not tried"), "{}", said.err);
+}
+
+#[test]
+fn a_model_that_is_a_text() {
+    let (folder, topology) = score(&[]);
+    std::fs::write(folder.path().join("model.onnx"), "not a model\n").expect("a file");
+    let says = ["topology.yaml:14", "the file is text, not an ONNX model", "not a model"];
+    fails(&mut example(folder.path(), &topology), 2, &says);
+}
+
+#[test]
+fn a_model_that_lacks_an_input() {
+    let (folder, topology) = score(&[("balance, age_days, hour]", "balance, age_days]")]);
+    fails(&mut example(folder.path(), &topology), 2, &["topology.yaml:15", "features", "4"]);
+}
+
+#[test]
+fn output_that_cannot_be_written() {
+    let (folder, topology) = score(&[]);
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").expect("a file");
+    let file = file.to_str().expect("text");
+    fails(&mut replay(&topology, 1, Path::new(file)), 1, &[file, "--out"]);
+    let below = format!("{file}/below");
+    fails(&mut replay(&topology, 1, Path::new(&below)), 1, &[&below, "--out"]);
+    let mut command = example(folder.path(), &topology);
+    fails(command.args(["--summary", &format!("{file}/summary.json")]), 1, &["file/summary.json", "--summary"]);
+
+    let kafka = "{ kafka: { brokers: \"${KAFKA_BROKERS:localhost:9092}\", topic: predictions } }";
+    let (folder, topology) = score(&[(kafka, "{ file: { path: model.onnx/below.jsonl } }")]);
+    fails(&mut example(folder.path(), &topology), 1, &["sink `predictions`", "model.onnx/below.jsonl"]);
+}
+
+#[test]
+fn state_that_cannot_be_kept() {
+    let file = "from: { file: { paths: [input.jsonl] } }";
+    let kafka = "from: { kafka: { brokers: \"${KAFKA_BROKERS:localhost:9092}\", topics: [payments] } }";
+    let (_folder, topology) = score(&[(kafka, file), ("version: 1\n", "version: 1\nengine: { state: input.jsonl }\n")]);
+    let mut command = millstream();
+    let says = ["input.jsonl", "engine.state"];
+    fails(command.arg("run").arg(&topology).args(["--http", "off", "--json"]), 1, &says);
+}
+
+#[test]
+fn input_that_is_not_there() {
+    let (folder, topology) = score(&[("input.jsonl", "absent.jsonl")]);
+    fails(&mut example(folder.path(), &topology), 1, &["source `payments`", "absent.jsonl"]);
+    let (folder, topology) = score(&[("input.jsonl", "2024-*.jsonl")]);
+    fails(&mut example(folder.path(), &topology), 1, &["source `payments`", "2024-*.jsonl", "no file matches"]);
+    let (folder, topology) = score(&[("input.jsonl", "model.onnx")]);
+    fails(&mut example(folder.path(), &topology), 1, &["source `payments`", "model.onnx", ".jsonl"]);
+    let absent = folder.path().join("absent.yaml");
+    fails(&mut example(folder.path(), &absent), 2, &["absent.yaml", "cannot be read"]);
+}
+
+#[test]
+fn an_empty_file_is_no_error() {
+    let (folder, topology) = score(&[]);
+    std::fs::write(folder.path().join("input.jsonl"), "").expect("a file");
+    let summary = summary(&mut example(folder.path(), &topology));
+    assert_eq!((total(&summary["events"]), total(&summary["sinks"])), (0, 0), "{summary}");
+}
+
+#[test]
+fn addresses_and_numbers_that_are_none() {
+    let (folder, topology) = score(&[]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = taken.local_addr().expect("an address").to_string();
+    for (args, code, says) in [
+        (["--http", "nonsense"], 1, "`nonsense` is not an address to listen on"),
+        (["--http", taken.as_str()], 1, "another process listens there"),
+        (["--workers", "0"], 1, "it must be from 1 to 256"),
+        (["--speed", "nan"], 2, "it is a number above 0"),
+    ] {
+        let mut command = millstream();
+        command.arg("replay").arg(&topology).args(args).arg("--out").arg(folder.path().join("out"));
+        fails(&mut command, code, &[says]);
+    }
+}
