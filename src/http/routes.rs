@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::Router;
-use axum::extract::rejection::JsonRejection;
+use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn};
@@ -82,6 +82,11 @@ fn problem(status: StatusCode, detail: &str, more: Value) -> Response {
         body.extend(more);
     }
     (status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
+}
+
+/// A path that is no text.
+fn unreadable(refused: &PathRejection) -> Response {
+    problem(refused.status(), &refused.body_text(), json!({}))
 }
 
 async fn metrics(State(serve): Shared) -> Response {
@@ -173,9 +178,13 @@ impl<'de> Deserialize<'de> for AsOf {
 
 async fn feature(
     State(serve): Shared,
-    Path((group, key)): Path<(String, String)>,
+    path: Result<Path<(String, String)>, PathRejection>,
     Query(query): Query<Vec<(String, String)>>,
 ) -> Response {
+    let (group, key) = match path {
+        Ok(Path(path)) => path,
+        Err(refused) => return unreadable(&refused),
+    };
     let wanted = match Wanted::of(query) {
         Ok(wanted) if wanted.keys.is_empty() => wanted,
         Ok(_) => return problem(StatusCode::BAD_REQUEST, "the key stands in the path already", json!({})),
@@ -204,9 +213,13 @@ async fn feature(
 
 async fn features(
     State(serve): Shared,
-    Path(group): Path<String>,
+    path: Result<Path<String>, PathRejection>,
     Query(query): Query<Vec<(String, String)>>,
 ) -> Response {
+    let group = match path {
+        Ok(Path(group)) => group,
+        Err(refused) => return unreadable(&refused),
+    };
     match Wanted::of(query) {
         Ok(wanted) => many(&serve, &group, wanted),
         Err(refused) => *refused,
@@ -215,9 +228,13 @@ async fn features(
 
 async fn features_by_body(
     State(serve): Shared,
-    Path(group): Path<String>,
+    path: Result<Path<String>, PathRejection>,
     body: Result<Json<Body>, JsonRejection>,
 ) -> Response {
+    let group = match path {
+        Ok(Path(group)) => group,
+        Err(refused) => return unreadable(&refused),
+    };
     let body = match body {
         Ok(Json(body)) => body,
         Err(refused) => {

@@ -142,6 +142,37 @@ fn what_is_not_there_is_a_problem_document() {
 }
 
 #[test]
+fn whatever_is_asked_is_answered_by_a_problem_document() {
+    let (server, _) = server(Some(online()));
+    let long = format!("/v1/features/by_origin/{}", "x".repeat(10_000));
+    for (path, status) in [
+        (&*long, 404),
+        ("/../../etc/passwd", 404),
+        ("/v1/features/..%2f..%2fetc%2fpasswd/x", 404),
+        ("/v1/features/by_origin/..%2f..%2f%00", 404),
+        ("/v1/features/by_origin/%ff%fe", 400),
+        ("/v1/features/by_origin/%zz", 404),
+        ("/v1/features/by_origin?key=%ff", 200),
+        ("/v1/features/by_origin/JFK?as_of=", 400),
+        ("/v1/features/by_origin/JFK?as_of=99999999999999999999", 400),
+        ("/v1/features/by_origin/JFK?key=LGA", 400),
+        ("//", 404),
+    ] {
+        let (found, body) = get(&server, path);
+        assert_eq!(found, status, "{path}: {body}");
+    }
+    for (body, status) in [("", 400), ("{", 400), ("[]", 422), ("{\"keys\": [1]}", 422), ("\u{0}", 400)] {
+        let (found, said) = post(&server, "/v1/features/by_origin", "application/json", body);
+        assert!(found == status && said.contains("\"status\""), "`{body}`: {found} {said}");
+    }
+    for method in ["DELETE", "PUT", "TRACE", "X-Y"] {
+        let request = format!("{method} /v1/features/by_origin HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        assert_eq!(send(&server, &request).0, 405, "{method}");
+    }
+    assert_eq!(get(&server, "/livez").0, 200, "the server goes on");
+}
+
+#[test]
 fn a_scrape_comes_from_the_catalogue() {
     let (server, health) = server(Some(online()));
     health.set_running();
