@@ -188,6 +188,55 @@ fn check_dead_letters(service: &Service, bad: &[&[u8]]) {
 }
 
 #[test]
+fn an_empty_topic_is_waited_at() {
+    let service = Service::new(brokers());
+    service.create_topics();
+    assert_eq!(service.consume(&service.payments), Vec::<Value>::new());
+    let mut running = service.run(2);
+    let deadline = Instant::now() + LONG;
+    while !running.err().contains("\"reading\"") {
+        assert!(running.runs() && Instant::now() < deadline, "{}", running.err());
+    }
+    running.terminate();
+    let summary = read_summary(&running.end());
+    assert_eq!((&summary["ended"], total(&summary["events"])), (&"stopped".into(), 0));
+
+    // The positions of the empty partitions were kept: what came while it was down is not skipped.
+    service.produce(0..20);
+    let mut running = service.run(1);
+    service.until(&service.predictions, 20, &mut running);
+    running.terminate();
+    assert_eq!(total(&read_summary(&running.end())["events"]), 20);
+}
+
+#[test]
+fn partitions_that_are_added_are_read_from_their_beginning() {
+    let service = Service::new(brokers());
+    service.create_topics();
+    service.produce(0..30);
+    let mut running = service.run(2);
+    service.until(&service.predictions, 30, &mut running);
+    // It takes the job some seconds to find them; by then they have messages.
+    add_partitions(&service.brokers, &service.payments, 5);
+    let payment = |id| format!("{{\"id\":\"{id}\",\"amount\":1,\"balance\":1,\"age_days\":1,\"hour\":1}}");
+    let added: Vec<(i32, String)> = (0..10).map(|n| (3 + n % 2, payment(format!("added-{n}")))).collect();
+    write(&service.brokers, &service.payments, added.iter().map(|(partition, value)| (*partition, value.as_bytes())));
+    service.until(&service.predictions, 40, &mut running);
+    running.terminate();
+    let summary = read_summary(&running.end());
+    assert_eq!(total(&summary["events"]), 40, "{summary}");
+
+    let predictions = service.consume(&service.predictions);
+    let headers: Vec<_> = predictions.iter().map(headers).collect();
+    for partition in ["3", "4"] {
+        let of_it = headers.iter().filter(|headers| headers["partition"] == partition);
+        let mut offsets: Vec<&str> = of_it.map(|headers| headers["offset"]).collect();
+        offsets.sort_unstable();
+        assert_eq!(offsets, ["0", "1", "2", "3", "4"], "of partition {partition}");
+    }
+}
+
+#[test]
 fn a_topic_that_is_not_there_is_an_error() {
     let service = Service::new(brokers());
     let said = failure(service.run(1));
