@@ -7,9 +7,9 @@
 //!                                               epoch
 //! ```
 //!
-//! An epoch is processed when every worker has completed it, its rows in the order of (event time, source, partition,
-//! offset). So the results depend on the rows and the cuts of the epochs alone: not on the number of workers, nor on who
-//! was faster.
+//! An epoch is processed when every worker has completed it, its rows in the order of (event time, source, partition by
+//! name, offset). So the results depend on the rows and the cuts of the epochs alone: not on the number of workers, nor on
+//! who was faster. Detectors and outcomes keep their state by name, with the digest of the definition it was made with.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,16 +23,23 @@ use millstream_operators::expressions::Expression;
 use millstream_operators::quality::Quality;
 use millstream_operators::units::Millis;
 use millstream_operators::{Batch, EventTime};
-use serde::{Deserialize, Serialize};
 use timely::worker::Worker;
 
-use crate::runtime::output::in_event_order;
+use crate::checkpoint::NodeState;
 use crate::runtime::signals::Signal;
+use crate::sources::Partitions;
 use detectors::Detectors;
+use order::EventOrder;
 use outcomes::Outcomes;
 
 mod detectors;
+mod order;
 mod outcomes;
+#[cfg(test)]
+mod tests;
+
+pub use detectors::DetectorCounts;
+pub use outcomes::{ALL, OutcomeCounts};
 
 /// What the slow lane does.
 #[derive(Debug, Clone, Default)]
@@ -60,6 +67,8 @@ pub struct DetectorPlan {
     pub column_name: String,
     /// The detector.
     pub config: DetectorKind,
+    /// Digest of its definition and of all it reads.
+    pub hash: String,
 }
 
 /// Predictions to be joined to labels.
@@ -83,6 +92,8 @@ pub struct OutcomePlan {
     pub value: Expression,
     /// How far back predictions and labels count, in event time.
     pub window: Millis,
+    /// Digest of its definition and of all it reads.
+    pub hash: String,
 }
 
 /// What a worker tells the slow lane.
@@ -113,7 +124,10 @@ pub enum Feed {
     },
 }
 
-/// Quality by outcome and slice; the slice `""` is everything.
+/// The state of a detector or an outcome, by key group.
+pub type SlowState = NodeState;
+
+/// Quality by outcome and slice; the slice [`ALL`] is everything.
 pub type QualityBySlice = BTreeMap<String, BTreeMap<String, Quality>>;
 
 /// What the slow lane leaves behind.
@@ -121,8 +135,10 @@ pub type QualityBySlice = BTreeMap<String, BTreeMap<String, Quality>>;
 pub struct SlowReport {
     /// Its state, for the checkpoint.
     pub state: Vec<u8>,
-    /// Signals by detector, in this run.
-    pub signals: BTreeMap<String, u64>,
+    /// What each detector did in this run.
+    pub detectors: BTreeMap<String, DetectorCounts>,
+    /// What each outcome has seen in this run, and what stands.
+    pub outcomes: BTreeMap<String, OutcomeCounts>,
     /// Quality of the predictions in the windows.
     pub quality: QualityBySlice,
 }
@@ -138,7 +154,7 @@ pub struct SlowLane {
 
 impl SlowLane {
     /// Starts the lane with the state of a checkpoint, if there is one; `first_epoch` is the first it will see. Signals
-    /// go to `signals`, each epoch's before its close.
+    /// go to `signals`, each epoch's before its close. Rows name their partitions by numbers of `partitions`.
     ///
     /// # Errors
     /// If the state does not belong to the plan, or a detector can't be built.
@@ -147,12 +163,13 @@ impl SlowLane {
         state: Option<&[u8]>,
         first_epoch: u64,
         signals: Sender<Signal>,
+        partitions: Arc<Partitions>,
     ) -> anyhow::Result<SlowLane> {
-        let state: State = match state {
+        let state: BTreeMap<String, SlowState> = match state {
             Some(bytes) => postcard::from_bytes(bytes).context("decode the slow lane's state")?,
-            None => State::default(),
+            None => BTreeMap::new(),
         };
-        let detectors = Detectors::new(&plan.detectors, &state.detectors)?;
+        let detectors = Detectors::new(&plan.detectors, &state)?;
         let (sender, receiver) = unbounded();
         let closed = Arc::new(AtomicU64::new(first_epoch - 1));
         let quality = Arc::new(Mutex::new(QualityBySlice::new()));
@@ -164,10 +181,11 @@ impl SlowLane {
                 let outcomes: anyhow::Result<Vec<Outcomes>> = plan
                     .outcomes
                     .iter()
-                    .map(|outcome| Outcomes::new(worker, outcome, first_epoch, state.outcomes.get(&outcome.name)))
+                    .map(|outcome| Outcomes::new(worker, outcome, first_epoch, state.get(&outcome.name)))
                     .collect();
                 let (closed, quality) = shared;
-                let mut lane = Running { plan, detectors, outcomes: outcomes?, signals, closed, quality };
+                let order = EventOrder::new(partitions);
+                let mut lane = Running { plan, order, detectors, outcomes: outcomes?, signals, closed, quality };
                 lane.run(worker, &receiver)?;
                 lane.finish()
             });
@@ -208,12 +226,6 @@ impl SlowLane {
     }
 }
 
-#[derive(Default, Serialize, Deserialize)]
-struct State {
-    detectors: BTreeMap<String, Vec<u8>>,
-    outcomes: BTreeMap<String, outcomes::Saved>,
-}
-
 /// Rows of an open epoch, and who has completed it.
 #[derive(Default)]
 struct Open {
@@ -224,6 +236,7 @@ struct Open {
 
 struct Running {
     plan: SlowPlan,
+    order: EventOrder,
     detectors: Detectors,
     outcomes: Vec<Outcomes>,
     signals: Sender<Signal>,
@@ -268,10 +281,10 @@ impl Running {
         let mut rows = BTreeMap::new();
         for (stream, batches) in complete.rows {
             if let Some(batch) = Batch::concat(&batches)? {
-                rows.insert(stream, in_event_order(&batch)?);
+                rows.insert(stream, self.order.sort(&batch)?);
             }
         }
-        if let Some(signals) = self.detectors.observe(&rows) {
+        if let Some(signals) = self.detectors.observe(&rows, &self.order) {
             // The writers of signals outlive the lane; a closed channel means that the job is ending with an error.
             drop(self.signals.send(Signal::Rows(signals)));
         }
@@ -279,7 +292,7 @@ impl Running {
         let watermark = complete.watermark.unwrap_or(EventTime::MIN);
         let mut figures = QualityBySlice::new();
         for outcome in &mut self.outcomes {
-            outcome.epoch(worker, epoch, &rows, watermark)?;
+            outcome.epoch(worker, epoch, &rows, watermark, &mut self.order)?;
             figures.insert(outcome.name().into(), outcome.quality());
         }
         *self.quality.lock().expect("no thread panics with the lock") = figures;
@@ -287,13 +300,16 @@ impl Running {
         Ok(())
     }
 
-    fn finish(self) -> anyhow::Result<SlowReport> {
-        let quality = self.outcomes.iter().map(|outcome| (outcome.name().to_string(), outcome.quality())).collect();
-        let state = State {
-            detectors: self.detectors.save(),
-            outcomes: self.outcomes.into_iter().map(|outcome| (outcome.name().to_string(), outcome.save())).collect(),
-        };
-        let state = postcard::to_allocvec(&state).context("encode the slow lane's state")?;
-        Ok(SlowReport { state, signals: self.detectors.into_counts(), quality })
+    fn finish(mut self) -> anyhow::Result<SlowReport> {
+        let mut state = self.detectors.save();
+        let mut report = SlowReport { detectors: self.detectors.counts(), ..SlowReport::default() };
+        for outcome in &mut self.outcomes {
+            let name = outcome.name().to_string();
+            report.quality.insert(name.clone(), outcome.quality());
+            report.outcomes.insert(name.clone(), outcome.counts());
+            state.insert(name, outcome.save());
+        }
+        report.state = postcard::to_allocvec(&state).context("encode the slow lane's state")?;
+        Ok(report)
     }
 }

@@ -9,7 +9,7 @@ use millstream_operators::reject::Reason;
 use serde::Serialize;
 
 use crate::runtime::meter::Meters;
-use crate::slow::SlowReport;
+use crate::slow::{ALL, OutcomeCounts, SlowReport};
 
 /// What a run did.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -36,7 +36,11 @@ pub struct Summary {
     pub sinks: BTreeMap<String, u64>,
     /// Drift signals, by detector.
     pub drift_signals: BTreeMap<String, u64>,
-    /// Quality by outcome and slice (the empty slice is everything).
+    /// Values that a detector could not use, by detector that met some.
+    pub drift_skipped: BTreeMap<String, u64>,
+    /// What each outcome has seen, and what stands in its window.
+    pub outcomes: BTreeMap<String, OutcomeCounts>,
+    /// Quality by outcome and slice (`all` is everything).
     pub quality: BTreeMap<String, BTreeMap<String, Quality>>,
     /// Microseconds from a record's arrival in the process to its sink's writer, by sink.
     pub latency_micros: BTreeMap<String, Latency>,
@@ -123,7 +127,13 @@ impl Summary {
 impl Summary {
     /// Fills in what the slow lane has found.
     pub fn judge(&mut self, slow: &SlowReport) {
-        self.drift_signals = slow.signals.clone();
+        for (name, counts) in &slow.detectors {
+            self.drift_signals.insert(name.clone(), counts.warnings + counts.drifts);
+            if counts.skipped > 0 {
+                self.drift_skipped.insert(name.clone(), counts.skipped);
+            }
+        }
+        self.outcomes = slow.outcomes.clone();
         for (outcome, slices) in &slow.quality {
             let figures = slices.iter().map(|(slice, quality)| {
                 let quality = Quality {
@@ -152,6 +162,7 @@ impl fmt::Display for Summary {
             ("filtered", &self.filtered),
             ("written", &self.sinks),
             ("drift signals", &self.drift_signals),
+            ("drift skipped", &self.drift_skipped),
         ] {
             if !counts.is_empty() {
                 let counts: Vec<String> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
@@ -162,8 +173,18 @@ impl fmt::Display for Summary {
             let reasons: Vec<String> = reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
             writeln!(f, "  rejects        {stage}: {}", reasons.join(", "))?;
         }
+        for (outcome, counts) in &self.outcomes {
+            let OutcomeCounts { predictions, skipped_scores, skipped_keys, labels, standing, .. } = counts;
+            writeln!(
+                f,
+                "  outcomes       {outcome}: {predictions} predictions, {} skipped, {} corrected, {} wait for a label",
+                skipped_scores + skipped_keys,
+                labels.correction,
+                standing.pending
+            )?;
+        }
         for (outcome, slices) in &self.quality {
-            if let Some(all) = slices.get("") {
+            if let Some(all) = slices.get(ALL) {
                 let figure = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.4}"));
                 let (auc, loss, error) = (figure(all.auc), figure(all.log_loss), figure(all.calibration_error));
                 let joined = all.joined;

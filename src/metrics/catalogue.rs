@@ -116,16 +116,23 @@ catalogue! {
 
     // Drift.
     Gauge DRIFT_SCORE = "millstream_drift_score" ["operator", "detector"] Number Drift OnceItHappens "The detector's statistic; what it is compared with depends on the detector.";
-    Counter DRIFT_ALERTS = "millstream_drift_alerts_total" ["operator", "detector"] Count Drift FromStart "Drift signals.";
+    Counter DRIFT_ALERTS = "millstream_drift_alerts_total" ["operator", "detector", "level"] Count Drift FromStart "Drift signals, by level: warning or drift.";
+    Counter DRIFT_VALUES = "millstream_drift_values_total" ["operator", "detector"] Count Drift FromStart "Values a detector was shown.";
+    Counter DRIFT_SKIPPED = "millstream_drift_skipped_values_total" ["operator", "detector"] Count Drift FromStart "Values a detector could not use: null, NaN, or infinite where it takes no infinity.";
     Gauge DRIFT_WINDOW_SAMPLES = "millstream_drift_window_samples" ["operator", "detector"] Count Drift OnceItHappens "Values in the detector's window.";
 
     // Outcomes.
     Gauge OUTCOME_PREDICTIONS = "millstream_outcome_predictions" ["outcomes"] Count Outcomes FromStart "Predictions in the window, with and without a label.";
-    Gauge OUTCOME_JOINED = "millstream_outcome_joined" ["outcomes", "slice"] Count Outcomes OnceItHappens "Predictions in the window that have their label. A slice is column=value; `all` is everything.";
-    Gauge OUTCOME_AUC = "millstream_outcome_auc" ["outcomes", "slice"] Number Outcomes OnceItHappens "Area under the ROC curve over the window; absent while there is only one class.";
-    Gauge OUTCOME_LOG_LOSS = "millstream_outcome_log_loss" ["outcomes", "slice"] Number Outcomes OnceItHappens "Mean negative log likelihood over the window, in nats.";
-    Gauge OUTCOME_CALIBRATION_ERROR = "millstream_outcome_calibration_error" ["outcomes", "slice"] Number Outcomes OnceItHappens "Expected calibration error over the window: mean distance between score and observed share, weighted by bin.";
-    Gauge OUTCOME_POSITIVE_RATIO = "millstream_outcome_positive_ratio" ["outcomes", "slice"] Ratio Outcomes OnceItHappens "Share of positive labels in the window.";
+    Gauge OUTCOME_PENDING = "millstream_outcome_pending" ["outcomes"] Count Outcomes FromStart "Predictions in the window that wait for their label.";
+    Gauge OUTCOME_UNMATCHED_LABELS = "millstream_outcome_unmatched_labels" ["outcomes"] Count Outcomes FromStart "Labels in the window without a prediction there: they came first, their key is wrong, or the prediction is older than the window.";
+    Counter OUTCOME_LABELS = "millstream_outcome_labels_total" ["outcomes", "effect"] Count Outcomes OnceItHappens "Labels, by what they did: new, correction (another value than before), repeat, withdrawal (null), stale (there is a later one) or skipped (no key).";
+    Counter OUTCOME_SKIPPED = "millstream_outcome_skipped_predictions_total" ["outcomes", "reason"] Count Outcomes OnceItHappens "Predictions that are not judged, by reason: score (null, NaN, infinite) or key (null).";
+    Counter OUTCOME_EVICTED = "millstream_outcome_evicted_total" ["outcomes", "what"] Count Outcomes OnceItHappens "What left the window: labelled and unlabelled predictions, and labels (label). Many unlabelled ones mean that the window is shorter than labels take.";
+    Gauge OUTCOME_JOINED = "millstream_outcome_joined" ["outcomes", "slice"] Count Outcomes OnceItHappens "Predictions in the window that have their label. A slice is column=value, `all` is everything; 0 when the window has left a slice behind.";
+    Gauge OUTCOME_AUC = "millstream_outcome_auc" ["outcomes", "slice"] Number Outcomes OnceItHappens "Area under the ROC curve over the window; NaN while there is only one class, or none.";
+    Gauge OUTCOME_LOG_LOSS = "millstream_outcome_log_loss" ["outcomes", "slice"] Number Outcomes OnceItHappens "Mean negative log likelihood over the window, in nats; NaN while there is nothing to judge.";
+    Gauge OUTCOME_CALIBRATION_ERROR = "millstream_outcome_calibration_error" ["outcomes", "slice"] Number Outcomes OnceItHappens "Expected calibration error over the window: mean distance between score and observed share, weighted by bin; NaN while there is nothing to judge.";
+    Gauge OUTCOME_POSITIVE_RATIO = "millstream_outcome_positive_ratio" ["outcomes", "slice"] Ratio Outcomes OnceItHappens "Share of positive labels in the window; NaN while there is none.";
 
     // Sinks.
     Counter SINK_RECORDS = "millstream_sink_records_total" ["sink"] Count Sinks FromStart "Records handed to the sink.";

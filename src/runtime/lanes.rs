@@ -168,7 +168,13 @@ impl Lanes {
         if !streams.is_empty() {
             let sending = Signals::start(plan, checkpoint, board, first_epoch)?;
             let into = sending.inlet();
-            slow = Some(SlowLane::start(slow_plan(plan), checkpoint.slow.as_deref(), first_epoch, into)?);
+            slow = Some(SlowLane::start(
+                slow_plan(plan),
+                checkpoint.slow.as_deref(),
+                first_epoch,
+                into,
+                board.partitions.clone(),
+            )?);
             signals = Some(sending);
         }
         Ok(Lanes {
@@ -263,6 +269,7 @@ fn slow_plan(plan: &Plan) -> SlowPlan {
             column: detector.column,
             column_name: stream.schema.field(detector.column).name().clone(),
             config: detector.detector.clone(),
+            hash: detector.hash.clone(),
         }
     };
     let outcome = |outcome: &crate::plan::OutcomePlan| {
@@ -278,6 +285,7 @@ fn slow_plan(plan: &Plan) -> SlowPlan {
             label_key: outcome.label_key.clone(),
             value: outcome.value.clone(),
             window: outcome.window,
+            hash: outcome.hash.clone(),
         }
     };
     SlowPlan {

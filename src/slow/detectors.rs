@@ -8,15 +8,39 @@ use arrow::array::{Array, AsArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type};
 use millstream_operators::Batch;
-use millstream_operators::drift::{self, Detector, Signal, Verdict};
+use millstream_operators::drift::{self, Detector, Level, Signal, Verdict};
+use serde::{Deserialize, Serialize};
 
-use super::DetectorPlan;
-use crate::metrics::catalogue::{DRIFT_ALERTS, DRIFT_SCORE, DRIFT_WINDOW_SAMPLES};
+use super::order::EventOrder;
+use super::{DetectorPlan, SlowState};
+use crate::metrics::catalogue::{DRIFT_ALERTS, DRIFT_SCORE, DRIFT_SKIPPED, DRIFT_VALUES, DRIFT_WINDOW_SAMPLES};
+use crate::metrics::{CounterHandle, GaugeHandle};
+
+/// What a detector did in a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DetectorCounts {
+    /// Values it was shown.
+    pub values: u64,
+    /// Values among them that it could not use: null, NaN, or infinite where it takes no infinity.
+    pub skipped: u64,
+    /// Signals of level `warning`.
+    pub warnings: u64,
+    /// Signals of level `drift`.
+    pub drifts: u64,
+}
+
+/// A detector's state, with the digest of the definition it was made with.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    definition: String,
+    detector: Vec<u8>,
+}
 
 struct Watching {
     plan: DetectorPlan,
     detector: Box<dyn Detector>,
-    signals: u64,
+    counts: DetectorCounts,
+    series: Series,
 }
 
 /// All detectors.
@@ -25,46 +49,59 @@ pub struct Detectors {
 }
 
 impl Detectors {
-    /// Builds the detectors, with the states that were saved.
+    /// Builds the detectors, with the states that were saved under the same definition.
     ///
     /// # Errors
-    /// If a detector's configuration is wrong, or its state is another's.
-    pub fn new(plans: &[DetectorPlan], states: &BTreeMap<String, Vec<u8>>) -> anyhow::Result<Detectors> {
+    /// If a detector's configuration is wrong, or its state does not decode.
+    pub fn new(plans: &[DetectorPlan], states: &BTreeMap<String, SlowState>) -> anyhow::Result<Detectors> {
         let mut all = Vec::new();
         for plan in plans {
             let mut detector = plan.config.build().with_context(|| format!("build detector `{}`", plan.name))?;
-            if let Some(state) = states.get(&plan.name) {
-                detector.load(state).with_context(|| format!("take up the state of detector `{}`", plan.name))?;
+            if let Some(state) = states.get(&plan.name).and_then(|state| state.get(&0)) {
+                restore(plan, detector.as_mut(), state)
+                    .with_context(|| format!("take up the state of detector `{}`", plan.name))?;
             }
-            all.push(Watching { plan: plan.clone(), detector, signals: 0 });
+            let (plan, counts, series) = (plan.clone(), DetectorCounts::default(), Series::new(plan));
+            all.push(Watching { plan, detector, counts, series });
         }
         Ok(Detectors { all })
     }
 
-    /// Shows the rows of an epoch, by stream and in order, to the detectors. Gives their signals.
-    pub fn observe(&mut self, rows: &BTreeMap<usize, Batch>) -> Option<Batch> {
+    /// Shows the rows of an epoch, by stream and in order, to the detectors. Gives their signals, in `order`.
+    pub fn observe(&mut self, rows: &BTreeMap<usize, Batch>, order: &EventOrder) -> Option<Batch> {
         let mut signals = Vec::new();
         for watching in &mut self.all {
             if let Some(batch) = rows.get(&watching.plan.stream) {
                 watching.observe(batch, &mut signals);
             }
         }
-        signals.sort_by_key(|signal| {
-            let row = &signal.row;
-            (row.event_time, row.source, row.partition, row.offset)
-        });
+        signals.sort_by(|a, b| order.compare(&a.row, &b.row));
         (!signals.is_empty()).then(|| drift::to_batch(&signals))
     }
 
-    /// The states by name.
-    pub fn save(&self) -> BTreeMap<String, Vec<u8>> {
-        self.all.iter().map(|watching| (watching.plan.name.clone(), watching.detector.save())).collect()
+    /// The states by name. A detector has no key: its state counts as key group 0.
+    pub fn save(&self) -> BTreeMap<String, SlowState> {
+        let state = |watching: &Watching| {
+            let saved = Saved { definition: watching.plan.hash.clone(), detector: watching.detector.save() };
+            let bytes = postcard::to_allocvec(&saved).expect("a vector takes what is written");
+            (watching.plan.name.clone(), SlowState::from([(0, bytes)]))
+        };
+        self.all.iter().map(state).collect()
     }
 
-    /// Signals by name, since the start.
-    pub fn into_counts(self) -> BTreeMap<String, u64> {
-        self.all.into_iter().map(|watching| (watching.plan.name, watching.signals)).collect()
+    /// What each detector did since the start.
+    pub fn counts(&self) -> BTreeMap<String, DetectorCounts> {
+        self.all.iter().map(|watching| (watching.plan.name.clone(), watching.counts)).collect()
     }
+}
+
+fn restore(plan: &DetectorPlan, detector: &mut dyn Detector, state: &[u8]) -> anyhow::Result<()> {
+    let saved: Saved = postcard::from_bytes(state).context("decode it")?;
+    if saved.definition != plan.hash {
+        tracing::warn!(detector = plan.name, "its definition has changed: it starts anew");
+        return Ok(());
+    }
+    Ok(detector.load(&saved.detector)?)
 }
 
 impl Watching {
@@ -72,27 +109,65 @@ impl Watching {
         let values = cast(batch.records.column(self.plan.column), &DataType::Float64);
         let values = values.expect("the plan lets detectors watch numeric columns only");
         let values = values.as_primitive::<Float64Type>();
-        let before = signals.len();
         for (i, row) in batch.rows.iter().enumerate() {
             let value = values.is_valid(i).then(|| values.value(i));
-            if let Verdict::Alarm(alarm) = self.detector.observe(value, row.event_time) {
-                signals.push(Signal {
-                    detector: Arc::from(self.plan.name.as_str()),
-                    kind: self.plan.config.kind_name(),
-                    stream: Arc::from(self.plan.stream_name.as_str()),
-                    column: Arc::from(self.plan.column_name.as_str()),
-                    row: *row,
-                    alarm,
-                });
+            self.counts.values += 1;
+            match self.detector.observe(value, row.event_time) {
+                Verdict::Quiet => {}
+                Verdict::Skipped => self.counts.skipped += 1,
+                Verdict::Alarm(alarm) => {
+                    *match alarm.level {
+                        Level::Warning => &mut self.counts.warnings,
+                        Level::Drift => &mut self.counts.drifts,
+                    } += 1;
+                    signals.push(Signal {
+                        detector: Arc::from(self.plan.name.as_str()),
+                        kind: self.plan.config.kind_name(),
+                        stream: Arc::from(self.plan.stream_name.as_str()),
+                        column: Arc::from(self.plan.column_name.as_str()),
+                        row: *row,
+                        alarm,
+                    });
+                }
             }
         }
-        let raised = (signals.len() - before) as u64;
-        self.signals += raised;
-        let labels = [self.plan.stream_name.as_str(), self.plan.name.as_str()];
-        DRIFT_ALERTS.of(labels).increment(raised);
-        DRIFT_WINDOW_SAMPLES.of(labels).set(self.detector.window_samples() as f64);
-        if let Some(statistic) = self.detector.statistic() {
-            DRIFT_SCORE.of(labels).set(statistic);
+        self.series.tell(&self.counts, self.detector.as_ref());
+    }
+}
+
+/// The series of a detector.
+struct Series {
+    values: CounterHandle,
+    skipped: CounterHandle,
+    warnings: CounterHandle,
+    drifts: CounterHandle,
+    samples: GaugeHandle,
+    labels: [String; 2],
+}
+
+impl Series {
+    fn new(plan: &DetectorPlan) -> Self {
+        let labels = [plan.stream_name.as_str(), plan.name.as_str()];
+        let alerts = |level: Level| DRIFT_ALERTS.of([labels[0], labels[1], level.as_str()]);
+        Series {
+            values: DRIFT_VALUES.of(labels),
+            skipped: DRIFT_SKIPPED.of(labels),
+            warnings: alerts(Level::Warning),
+            drifts: alerts(Level::Drift),
+            samples: DRIFT_WINDOW_SAMPLES.of(labels),
+            labels: labels.map(str::to_owned),
+        }
+    }
+
+    /// Tells the counts, once an epoch.
+    fn tell(&self, counts: &DetectorCounts, detector: &dyn Detector) {
+        self.values.absolute(counts.values);
+        self.skipped.absolute(counts.skipped);
+        self.warnings.absolute(counts.warnings);
+        self.drifts.absolute(counts.drifts);
+        self.samples.set(detector.window_samples() as f64);
+        if let Some(statistic) = detector.statistic() {
+            DRIFT_SCORE.of([&self.labels[0], &self.labels[1]]).set(statistic);
         }
     }
 }

@@ -8,145 +8,126 @@
 //!
 //! Order does not matter: a label may come first. A corrected label takes the old one back and puts the new one in, and
 //! the difference flows through the join into the figures. What is older than the window is taken back the same way, so
-//! the figures are those of the window and memory is bounded by it. Of several labels for a key the latest counts (by
-//! event time, then partition and offset); several predictions for a key all count.
+//! the figures are those of the window and memory is bounded by it; what comes too late for the window leaves it at once.
+//! Of several labels for a key the latest counts (by event time, then source, partition and offset); a null label takes
+//! the earlier ones back. Several predictions for a key all count. A prediction without a score or a key, and a label
+//! without a key, are skipped and counted.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use anyhow::Context as _;
 use arrow::array::{Array, AsArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use differential_dataflow::input::InputSession;
 use millstream_operators::batch::Row;
-use millstream_operators::key::KeyColumns;
+use millstream_operators::key::{KEY_GROUPS, KeyColumns};
 use millstream_operators::quality::{Histogram, Quality, bin};
 use millstream_operators::{Batch, EventTime};
 use serde::{Deserialize, Serialize};
 use timely::dataflow::operators::probe::Handle as Probe;
 use timely::worker::Worker;
 
-use super::OutcomePlan;
-use crate::metrics::catalogue::{
-    OUTCOME_AUC, OUTCOME_CALIBRATION_ERROR, OUTCOME_JOINED, OUTCOME_LOG_LOSS, OUTCOME_POSITIVE_RATIO,
-    OUTCOME_PREDICTIONS, SLICES_MAX,
-};
+use super::order::EventOrder;
+use super::{OutcomePlan, SlowState};
+use slices::Slices;
+use standing::{Change, Label, Moment, Prediction, Standing};
 
-/// Order of events, the same in every run.
-type Place = (EventTime, u16, u32, i64);
+mod counts;
+mod slices;
+mod standing;
+#[cfg(test)]
+mod tests;
 
-fn place(row: &Row) -> Place {
-    (row.event_time, row.source, row.partition, row.offset)
-}
+pub use counts::OutcomeCounts;
+pub use slices::ALL;
 
-/// A prediction as it enters the join: the score's bin, and the slices it counts in.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-struct Prediction {
-    bin: u16,
-    slices: Vec<u32>,
-}
+/// Where the state keeps what belongs to no key: behind the key groups.
+const HEAD: u16 = KEY_GROUPS as u16;
 
-/// A label that stands; `None` takes an earlier one back.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Label {
-    at: Place,
-    positive: Option<bool>,
-}
-
-/// What an outcome remembers: the consolidated inputs of its join.
+/// What an outcome remembers that belongs to no key.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Saved {
-    predictions: Vec<(Place, String, Prediction)>,
-    labels: Vec<(String, Label)>,
+struct Head {
+    /// Digest of the definition that the rest was made with.
+    definition: String,
     slices: Vec<String>,
+    partitions: Vec<(String, i32)>,
+}
+
+/// The join, and what it has come to.
+struct Join {
+    predictions: InputSession<u64, (Box<[u8]>, Prediction), isize>,
+    labels: InputSession<u64, (Box<[u8]>, bool), isize>,
+    probe: Probe<u64>,
+    /// Predictions with labels, by slice, and the slices that changed since they were last looked at.
+    counted: Rc<RefCell<Counted>>,
+}
+
+#[derive(Default)]
+struct Counted {
+    histograms: BTreeMap<u32, Histogram>,
+    changed: BTreeSet<u32>,
 }
 
 /// The outcomes of a model.
 pub struct Outcomes {
     plan: OutcomePlan,
-    predictions: InputSession<u64, (String, Prediction), isize>,
-    labels: InputSession<u64, (String, bool), isize>,
-    probe: Probe<u64>,
-    histograms: Rc<RefCell<BTreeMap<u32, Histogram>>>,
-    /// The predictions in the window, oldest first.
-    standing: BTreeMap<(Place, String), Prediction>,
-    /// The label of each key.
-    known: HashMap<String, Label>,
-    /// The labels in the window, oldest first.
-    aging: BTreeMap<(Place, String), ()>,
-    /// Names of slices; the first is everything.
-    slices: Vec<String>,
-    numbers: HashMap<String, u32>,
+    join: Join,
+    standing: Standing,
+    slices: Slices,
+    /// Names of the partitions of labels, by the numbers in [`Moment`].
+    partitions: Vec<(String, i32)>,
+    /// Figures by slice, as of the last epoch.
+    figures: BTreeMap<u32, Quality>,
+    counts: OutcomeCounts,
+    series: counts::Series,
 }
 
-/// Values of a column beyond [`SLICES_MAX`] count together under this one.
-const OTHER: &str = "other";
-
 impl Outcomes {
-    /// Builds the join on `worker` and puts back what was saved.
+    /// Builds the join on `worker` and puts back what was saved, if it was saved under the same definition.
     ///
     /// # Errors
-    /// None today; the state was decoded before.
+    /// If the saved state does not decode.
     pub fn new(
         worker: &mut Worker,
         plan: &OutcomePlan,
         first_epoch: u64,
-        saved: Option<&Saved>,
+        saved: Option<&SlowState>,
     ) -> anyhow::Result<Self> {
-        let (mut predictions, mut labels) = (InputSession::new(), InputSession::new());
-        let probe = Probe::new();
-        let histograms: Rc<RefCell<BTreeMap<u32, Histogram>>> = Rc::default();
-        let counted = histograms.clone();
-        worker.dataflow_named::<u64, _, _>(&plan.name, |scope| {
-            let predictions = predictions.to_collection(scope);
-            let labels = labels.to_collection(scope);
-            predictions
-                .join_map(labels, |_key: &String, prediction: &Prediction, positive: &bool| {
-                    (prediction.clone(), *positive)
-                })
-                .flat_map(|(prediction, positive)| {
-                    prediction.slices.into_iter().map(move |slice| (slice, prediction.bin, positive))
-                })
-                .consolidate()
-                .inspect_batch(move |_time, changes| {
-                    let mut histograms = counted.borrow_mut();
-                    for ((slice, bin, positive), _, times) in changes {
-                        histograms.entry(*slice).or_default().add(*bin, *positive, *times as i64);
-                    }
-                })
-                .probe_with(&probe);
-        });
         let mut outcomes = Outcomes {
             plan: plan.clone(),
-            predictions,
-            labels,
-            probe,
-            histograms,
-            standing: BTreeMap::new(),
-            known: HashMap::new(),
-            aging: BTreeMap::new(),
-            slices: vec![String::new()],
-            numbers: HashMap::from([(String::new(), 0)]),
+            join: Join::new(worker, &plan.name),
+            standing: Standing::default(),
+            slices: Slices::new(Vec::new()),
+            partitions: Vec::new(),
+            figures: BTreeMap::new(),
+            counts: OutcomeCounts::default(),
+            series: counts::Series::new(&plan.name),
         };
         if let Some(saved) = saved {
-            outcomes.restore(saved);
+            outcomes.restore(saved).with_context(|| format!("take up the state of outcome `{}`", plan.name))?;
         }
         outcomes.settle(worker, first_epoch.saturating_sub(1));
         Ok(outcomes)
     }
 
-    fn restore(&mut self, saved: &Saved) {
-        self.slices.clone_from(&saved.slices);
-        self.numbers = saved.slices.iter().enumerate().map(|(n, slice)| (slice.clone(), n as u32)).collect();
-        for (at, key, prediction) in &saved.predictions {
-            self.predictions.insert((key.clone(), prediction.clone()));
-            self.standing.insert((*at, key.clone()), prediction.clone());
+    fn restore(&mut self, saved: &SlowState) -> anyhow::Result<()> {
+        let head = saved.get(&HEAD).context("its head is missing")?;
+        let head: Head = postcard::from_bytes(head).context("decode its head")?;
+        if head.definition != self.plan.hash {
+            tracing::warn!(outcome = self.plan.name, "its definition has changed: it starts anew");
+            return Ok(());
         }
-        for (key, label) in &saved.labels {
-            self.label(key.clone(), *label);
+        self.slices = Slices::new(head.slices);
+        self.partitions = head.partitions;
+        for (key_group, bytes) in saved.iter().filter(|(key_group, _)| **key_group != HEAD) {
+            self.standing.load(*key_group, bytes)?;
         }
+        self.standing.restored();
+        Ok(())
     }
 
     /// The outcome's name.
@@ -164,115 +145,155 @@ impl Outcomes {
         epoch: u64,
         rows: &BTreeMap<usize, Batch>,
         watermark: EventTime,
+        order: &mut EventOrder,
     ) -> anyhow::Result<()> {
         if let Some(batch) = rows.get(&self.plan.predictions) {
-            self.predict(batch)?;
+            self.predict(batch, order)?;
         }
         if let Some(batch) = rows.get(&self.plan.labels) {
-            self.learn(batch)?;
+            self.learn(batch, order)?;
         }
-        self.forget(watermark);
+        let evicted = self.standing.forget(watermark.saturating_sub(self.plan.window.0));
+        self.counts.evicted(evicted);
         self.settle(worker, epoch);
-        self.publish();
+        self.counts.standing = self.standing.tally();
+        self.series.count(&self.counts);
         Ok(())
     }
 
-    fn predict(&mut self, batch: &Batch) -> anyhow::Result<()> {
-        let scores = cast(batch.records.column(self.plan.score), &DataType::Float64)?;
+    fn predict(&mut self, batch: &Batch, order: &mut EventOrder) -> anyhow::Result<()> {
+        let Outcomes { plan, standing, slices, partitions, counts, .. } = self;
+        let scores = cast(batch.records.column(plan.score), &DataType::Float64)?;
         let scores = scores.as_primitive::<Float64Type>();
         let options = FormatOptions::default();
-        let columns = self.plan.slices.clone();
         let mut formatters = Vec::new();
-        for (name, column) in &columns {
+        for (name, column) in &plan.slices {
             formatters.push((name, ArrayFormatter::try_new(batch.records.column(*column), &options)?));
         }
-        let mut keys: Vec<Option<String>> = Vec::with_capacity(batch.len());
-        KeyColumns::new(self.plan.prediction_key.clone()).for_each(batch, |_, key| keys.push(key.map(text)));
-        for (i, key) in keys.into_iter().enumerate() {
-            let Some(key) = key.filter(|_| scores.is_valid(i)) else { continue };
-            let mut slices = vec![0];
-            for (name, formatter) in &formatters {
-                slices.push(self.slice(name, &formatter.value(i).to_string()));
-            }
-            let prediction = Prediction { bin: bin(scores.value(i)), slices };
-            self.predictions.insert((key.clone(), prediction.clone()));
-            self.standing.insert((place(&batch.rows[i]), key), prediction);
-        }
+        KeyColumns::new(plan.prediction_key.clone()).for_each(batch, |i, key| {
+            let score = scores.is_valid(i).then(|| scores.value(i)).filter(|score| score.is_finite());
+            let (Some(key), Some(score)) = (key, score) else {
+                counts.skip(key.is_some());
+                return;
+            };
+            let mut of = vec![slices::ALL_NUMBER];
+            of.extend(formatters.iter().map(|(name, value)| slices.number(name, &value.value(i).to_string())));
+            let at = moment(&batch.rows[i], partitions, order);
+            standing.predict(key, at, Prediction { bin: bin(score), slices: of });
+            counts.predictions += 1;
+        });
         Ok(())
     }
 
-    /// The number of a slice; a column has at most [`SLICES_MAX`], the rest count as `other`.
-    fn slice(&mut self, column: &str, value: &str) -> u32 {
-        let name = format!("{column}={value}");
-        if let Some(number) = self.numbers.get(&name) {
-            return *number;
-        }
-        let of_column = format!("{column}=");
-        let many = self.slices.iter().filter(|slice| slice.starts_with(&of_column)).count() >= SLICES_MAX;
-        let name = if many { format!("{column}={OTHER}") } else { name };
-        *self.numbers.entry(name.clone()).or_insert_with(|| {
-            self.slices.push(name);
-            (self.slices.len() - 1) as u32
-        })
-    }
-
-    fn learn(&mut self, batch: &Batch) -> anyhow::Result<()> {
+    fn learn(&mut self, batch: &Batch, order: &mut EventOrder) -> anyhow::Result<()> {
         let values = self.plan.value.evaluate_each(&batch.records).values;
         let values = cast(&values, &DataType::Float64)?;
         let values = values.as_primitive::<Float64Type>();
-        let mut keys: Vec<Option<String>> = Vec::with_capacity(batch.len());
-        KeyColumns::new(self.plan.label_key.clone()).for_each(batch, |_, key| keys.push(key.map(text)));
-        for (i, key) in keys.into_iter().enumerate() {
-            let Some(key) = key else { continue };
+        let Outcomes { plan, standing, partitions, counts, .. } = self;
+        KeyColumns::new(plan.label_key.clone()).for_each(batch, |i, key| {
+            let Some(key) = key else {
+                counts.labels.skipped += 1;
+                return;
+            };
             let value = values.is_valid(i).then(|| values.value(i)).filter(|value| !value.is_nan());
-            self.label(key, Label { at: place(&batch.rows[i]), positive: value.map(|value| value >= 0.5) });
-        }
+            let at = moment(&batch.rows[i], partitions, order);
+            let label = Label { at, positive: value.map(|value| value >= 0.5) };
+            let named = |at: &Moment| (at.event_time, at.source, &partitions[at.partition as usize], at.offset);
+            counts.labels.add(standing.label(key, label, |a, b| named(a) > named(b)));
+        });
         Ok(())
     }
 
-    /// Puts a label in the place of the one before it, unless that is the later one.
-    fn label(&mut self, key: String, label: Label) {
-        if let Some(old) = self.known.get(&key).copied() {
-            if old.at > label.at {
-                return;
-            }
-            self.take_back(&key, old);
-        }
-        if let Some(positive) = label.positive {
-            self.labels.insert((key.clone(), positive));
-        }
-        self.aging.insert((label.at, key.clone()), ());
-        self.known.insert(key, label);
-    }
-
-    fn take_back(&mut self, key: &str, old: Label) {
-        if let Some(positive) = old.positive {
-            self.labels.remove((key.to_string(), positive));
-        }
-        self.aging.remove(&(old.at, key.to_string()));
-    }
-
-    /// Takes back what the window has left behind.
-    fn forget(&mut self, watermark: EventTime) {
-        let end = watermark.saturating_sub(self.plan.window.0);
-        while let Some(first) = self.standing.first_entry().filter(|entry| entry.key().0.0 <= end) {
-            let ((_, key), prediction) = first.remove_entry();
-            self.predictions.remove((key, prediction));
-        }
-        while let Some(((at, key), ())) = self.aging.pop_first() {
-            if at.0 > end {
-                self.aging.insert((at, key), ());
-                return;
-            }
-            if let Some(old) = self.known.remove(&key) {
-                self.take_back(&key, old);
-            }
-        }
-    }
-
-    /// Completes an epoch in the dataflow: afterwards the histograms hold all of it.
+    /// Completes an epoch in the dataflow: afterwards the figures are those of all that stands.
     fn settle(&mut self, worker: &mut Worker, epoch: u64) {
-        let next = epoch + 1;
+        self.join.update(self.standing.changes.drain(..));
+        self.join.settle(worker, epoch + 1);
+        let mut counted = self.join.counted.borrow_mut();
+        let Counted { histograms, changed } = &mut *counted;
+        for slice in std::mem::take(changed) {
+            let quality = histograms.get(&slice).map(Histogram::quality).unwrap_or_default();
+            self.series.judge(self.slices.name(slice), &quality);
+            if quality.count == 0 {
+                histograms.remove(&slice);
+                self.figures.remove(&slice);
+            } else {
+                self.figures.insert(slice, quality);
+            }
+        }
+    }
+
+    /// The figures by slice, of those with a labelled prediction in the window.
+    pub fn quality(&self) -> BTreeMap<String, Quality> {
+        self.figures.iter().map(|(slice, quality)| (self.slices.name(*slice).to_owned(), *quality)).collect()
+    }
+
+    /// What the outcome has seen in this run, and what stands.
+    pub fn counts(&self) -> OutcomeCounts {
+        self.counts
+    }
+
+    /// What is remembered, for the checkpoint.
+    pub fn save(&mut self) -> SlowState {
+        let mut state = SlowState::new();
+        self.standing.save(&mut |key_group, bytes| _ = state.insert(key_group, bytes));
+        let (slices, partitions) = (self.slices.names().to_vec(), self.partitions.clone());
+        let head = Head { definition: self.plan.hash.clone(), slices, partitions };
+        state.insert(HEAD, postcard::to_allocvec(&head).expect("a vector takes what is written"));
+        state
+    }
+}
+
+/// The place of a row, with its partition's number in the outcome's own table.
+fn moment(row: &Row, partitions: &mut Vec<(String, i32)>, order: &mut EventOrder) -> Moment {
+    let (topic, number) = order.partition(row);
+    let known = partitions.iter().position(|(t, n)| *t == **topic && n == number);
+    let partition = known.unwrap_or_else(|| {
+        partitions.push((topic.to_string(), *number));
+        partitions.len() - 1
+    });
+    Moment { event_time: row.event_time, source: row.source, partition: partition as u32, offset: row.offset }
+}
+
+impl Join {
+    fn new(worker: &mut Worker, name: &str) -> Join {
+        let (mut predictions, mut labels) = (InputSession::new(), InputSession::new());
+        let probe = Probe::new();
+        let counted: Rc<RefCell<Counted>> = Rc::default();
+        let counting = counted.clone();
+        worker.dataflow_named::<u64, _, _>(name, |scope| {
+            let predictions = predictions.to_collection(scope);
+            let labels = labels.to_collection(scope);
+            predictions
+                .join_map(labels, |_key: &Box<[u8]>, prediction: &Prediction, positive: &bool| {
+                    (prediction.clone(), *positive)
+                })
+                .flat_map(|(prediction, positive)| {
+                    prediction.slices.into_iter().map(move |slice| (slice, prediction.bin, positive))
+                })
+                .consolidate()
+                .inspect_batch(move |_time, changes| {
+                    let mut counted = counting.borrow_mut();
+                    for ((slice, bin, positive), _, times) in changes {
+                        counted.histograms.entry(*slice).or_default().add(*bin, *positive, *times as i64);
+                        counted.changed.insert(*slice);
+                    }
+                })
+                .probe_with(&probe);
+        });
+        Join { predictions, labels, probe, counted }
+    }
+
+    fn update(&mut self, changes: impl Iterator<Item = Change>) {
+        for change in changes {
+            match change {
+                Change::Prediction(key, prediction, times) => self.predictions.update((key, prediction), times),
+                Change::Label(key, positive, times) => self.labels.update((key, positive), times),
+            }
+        }
+    }
+
+    /// Works until everything before epoch `next` has gone through.
+    fn settle(&mut self, worker: &mut Worker, next: u64) {
         self.predictions.advance_to(next);
         self.labels.advance_to(next);
         self.predictions.flush();
@@ -281,46 +302,4 @@ impl Outcomes {
             worker.step();
         }
     }
-
-    /// The figures by slice.
-    pub fn quality(&self) -> BTreeMap<String, Quality> {
-        let histograms = self.histograms.borrow();
-        let figures = histograms.iter().filter(|(_, histogram)| !histogram.is_empty());
-        figures.map(|(slice, histogram)| (self.slices[*slice as usize].clone(), histogram.quality())).collect()
-    }
-
-    fn publish(&self) {
-        let name = self.plan.name.as_str();
-        OUTCOME_PREDICTIONS.of([name]).set(self.standing.len() as f64);
-        for (slice, quality) in self.quality() {
-            let labels = [name, slice.as_str()];
-            OUTCOME_JOINED.of(labels).set(quality.count as f64);
-            for (metric, value) in [
-                (&OUTCOME_AUC, quality.auc),
-                (&OUTCOME_LOG_LOSS, quality.log_loss),
-                (&OUTCOME_CALIBRATION_ERROR, quality.calibration_error),
-                (&OUTCOME_POSITIVE_RATIO, quality.base_rate),
-            ] {
-                if let Some(value) = value {
-                    metric.of(labels).set(value);
-                }
-            }
-        }
-    }
-
-    /// What is remembered, for the checkpoint.
-    pub fn save(self) -> Saved {
-        let mut labels: Vec<(String, Label)> = self.known.into_iter().collect();
-        labels.sort_by(|a, b| a.0.cmp(&b.0));
-        let standing = self.standing.into_iter();
-        Saved {
-            predictions: standing.map(|((at, key), prediction)| (at, key, prediction)).collect(),
-            labels,
-            slices: self.slices,
-        }
-    }
-}
-
-fn text(key: &[u8]) -> String {
-    String::from_utf8_lossy(key).into_owned()
 }
