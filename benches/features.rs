@@ -119,7 +119,7 @@ fn schema() -> SchemaRef {
 /// A group that is read by the rows that feed it.
 fn group(tiles: Option<u32>) -> FeatureGroup {
     let windows = [1, 10, 60, 24 * 60].map(|minutes| Millis(minutes * MINUTE));
-    let aggregate = Aggregate::of("amount", [Op::Count, Op::Sum, Op::Mean, Op::Max, Op::Stddev], windows);
+    let aggregate = Aggregate::of("amount", [Op::COUNT, Op::SUM, Op::MEAN, Op::MAX, Op::STDDEV], windows);
     let mut config = GroupConfig::new("payments", ["card"]).aggregate(aggregate);
     (config.tiles, config.online) = (tiles, false);
     let reader = Reader { name: "v".into(), spine: schema(), on: vec![], exclude_self: false, feeds: true };
