@@ -140,14 +140,16 @@ pub struct Signal {
     pub stream: Arc<str>,
     /// The column it watches.
     pub column: Arc<str>,
+    /// The rows it watches: the condition in the topology, or `all`.
+    pub slice: Arc<str>,
     /// The row whose value raised the alarm.
     pub row: Row,
     /// The alarm.
     pub alarm: Alarm,
 }
 
-/// The columns of a batch of signals: `detector`, `kind`, `stream`, `column`, `level` (text), `statistic`, `threshold`
-/// (float64), `event_time` (timestamp of the row that raised it), `offset` (of that row), `evidence` (JSON text).
+/// The columns of a batch of signals: `detector`, `kind`, `stream`, `column`, `slice`, `level` (text), `statistic`,
+/// `threshold` (float64), `event_time` (timestamp of the row that raised it), `evidence` (JSON text).
 pub fn signal_schema() -> SchemaRef {
     let text = |name: &str| Field::new(name, DataType::Utf8, false);
     Arc::new(Schema::new(vec![
@@ -155,6 +157,7 @@ pub fn signal_schema() -> SchemaRef {
         text("kind"),
         text("stream"),
         text("column"),
+        text("slice"),
         text("level"),
         Field::new("statistic", DataType::Float64, false),
         Field::new("threshold", DataType::Float64, false),
@@ -165,10 +168,10 @@ pub fn signal_schema() -> SchemaRef {
 
 /// Signals as a batch of [`signal_schema`], in order; each row's origin is the row that raised the alarm.
 pub fn to_batch(signals: &[Signal]) -> Batch {
-    let mut texts: [StringBuilder; 6] = std::array::from_fn(|_| StringBuilder::new());
+    let mut texts: [StringBuilder; 7] = std::array::from_fn(|_| StringBuilder::new());
     let (mut statistic, mut threshold, mut time) = (Float64Builder::new(), Float64Builder::new(), Int64Builder::new());
-    for Signal { detector, kind, stream, column, row, alarm } in signals {
-        let values = [detector, *kind, stream, column, alarm.level.as_str(), alarm.evidence.as_str()];
+    for Signal { detector, kind, stream, column, slice, row, alarm } in signals {
+        let values = [detector, *kind, stream, column, slice, alarm.level.as_str(), alarm.evidence.as_str()];
         for (builder, value) in texts.iter_mut().zip(values) {
             builder.append_value(value);
         }
@@ -176,11 +179,12 @@ pub fn to_batch(signals: &[Signal]) -> Batch {
         threshold.append_value(alarm.threshold);
         time.append_value(row.event_time);
     }
-    let [detector, kind, stream, column, level, evidence] = texts.map(|mut text| Arc::new(text.finish()) as ArrayRef);
+    let [detector, kind, stream, column, slice, level, evidence] =
+        texts.map(|mut text| Arc::new(text.finish()) as ArrayRef);
     let time = time.finish().reinterpret_cast::<arrow::datatypes::TimestampMillisecondType>().with_timezone("UTC");
     let numbers: [ArrayRef; 3] = [Arc::new(statistic.finish()), Arc::new(threshold.finish()), Arc::new(time)];
     let [statistic, threshold, time] = numbers;
-    let columns = vec![detector, kind, stream, column, level, statistic, threshold, time, evidence];
+    let columns = vec![detector, kind, stream, column, slice, level, statistic, threshold, time, evidence];
     let records = RecordBatch::try_new(signal_schema(), columns).expect("the builders follow the schema");
     Batch::new(records, signals.iter().map(|signal| signal.row).collect())
 }
@@ -231,6 +235,7 @@ mod tests {
             kind: "psi",
             stream: "fraud".into(),
             column: "score".into(),
+            slice: "all".into(),
             row,
             alarm,
         };

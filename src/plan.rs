@@ -198,7 +198,9 @@ pub struct DetectorPlan {
     pub stream: usize,
     /// The column's place in the stream.
     pub column: usize,
-    /// The detector.
+    /// The rows it watches; all without it.
+    pub condition: Option<Expression>,
+    /// The detector, its reference read.
     pub detector: DetectorKind,
     /// Digest of its definition and of all it reads.
     pub hash: String,

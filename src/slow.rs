@@ -65,6 +65,8 @@ pub struct DetectorPlan {
     pub column: usize,
     /// The column's name.
     pub column_name: String,
+    /// The rows it watches; all without it.
+    pub condition: Option<Expression>,
     /// The detector.
     pub config: DetectorKind,
     /// Digest of its definition and of all it reads.

@@ -257,6 +257,9 @@ pub struct Drift {
     pub from: String,
     /// The numeric column to watch, such as `score`.
     pub column: String,
+    /// Watches only the rows for which this SQL condition is true: a slice of the stream. Signals name it.
+    #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
     /// The detector.
     pub detector: DetectorKind,
 }

@@ -21,6 +21,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 
 mod commands;
+mod drift;
 mod live;
 mod metrics;
 mod outage;

@@ -1,12 +1,20 @@
-//! Population stability index: a window of values against a frozen reference distribution.
+//! PSI, the population stability index: windows of values against a frozen reference distribution.
 //!
-//! Values are counted in bins whose edges are frozen with the reference: quantiles of the reference, one bin more for
-//! nulls and NaN. After each window of values, `PSI = sum (p - q) ln(p / q)` over the bins, where q is the reference's
-//! share of a bin and p the window's; an empty bin counts as a share of 0.0001, as is customary.
+//! Both are histograms over the same bins, which are frozen with the reference, so that the figures of different windows
+//! can be compared. Nulls and NaN have a bin of their own: a column that goes missing is the commonest drift of all.
+//!
+//! ```text
+//! edges          e0      e1      e2                value x lies in bin (number of edges <= x)
+//! bins      b0   |  b1   |  b2   |  b3   missing
+//!
+//! PSI = sum over bins of (p - q) ln(p / q),        p, q: the shares of window and reference
+//! ```
 //!
 //! PSI is not 0 when nothing has changed. With B bins, n values in the reference and m in the window it is about
-//! `(1/n + 1/m)` times a chi-squared variable with B - 1 degrees of freedom (Yurdakul, 2018). An alarm therefore carries
-//! the value to expect without a change, and its 99 % point, beside the folklore's thresholds (0.1 some, 0.25 much).
+//! `(1/n + 1/m)` times a chi-squared variable with B - 1 degrees of freedom (Yurdakul, 2018). So a signal carries the value
+//! to expect without a change and its 99 % point, and an index above the threshold but within that noise is a warning
+//! only. A window signals when it is worse than the one before (nothing, warning, drift): a change that lasts is one
+//! signal, not one a window.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,27 +23,83 @@ use super::{Alarm, Detector, DetectorError, Level, Verdict, from_bytes, to_bytes
 use crate::batch::EventTime;
 use crate::kinds::Kind;
 use crate::state::StateError;
+use crate::units::Millis;
+use histogram::{Comparison, compare};
+
+mod histogram;
+#[cfg(test)]
+mod tests;
+
+pub use histogram::Counts;
 
 /// A test for a change of a column's distribution, window by window.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct PsiConfig {
-    /// Values in a window. Too few (below about 1,000) and the index is mostly noise; too many and a change is seen late.
-    #[serde(default = "window")]
-    pub window: u64,
-    /// The distribution to compare with.
-    #[serde(default)]
+    /// What is compared with the reference, again and again: windows that follow each other without a gap.
+    /// `{ rows: 2000 }` (the default): so many values; too few (below about 1,000) and the index is mostly noise, too many
+    /// and a change is seen late. `{ time: { length: 1d, count_min: 500 } }`: so much event time; a day or a week evens out
+    /// what hours and weekdays do, shorter ones see them as drift. A window of time with fewer than `count_min` values is
+    /// not judged: too small and a quiet night is judged by noise, too large and quiet streams are never judged.
+    pub window: Window,
+    /// The distribution to compare with. `{ first: { values: 5000, bins: 10 } }` (the default): the first values of the
+    /// stream, at most 1,000,000, in 2 to 1,000 bins of equal shares; too few values and the reference is noise, too many
+    /// and the drift may be in it; more bins see finer changes and need larger windows.
+    /// `{ histogram: { edges: [10, 50], counts: [700, 250, 50], missing: 0 } }`: counts made elsewhere, from the training
+    /// set for instance; a value equal to an edge belongs to the bin on its right. `{ file: PATH }`: the same in a JSON
+    /// file, relative to the topology's folder.
     pub reference: Reference,
-    /// An index above this raises an alarm. Customary: 0.1 for some change, 0.25 for much.
-    #[serde(default = "threshold")]
+    /// An index above this is drift, unless noise alone exceeds it in one window of a hundred: then it is a warning.
+    /// Customary: 0.1 for some change, 0.25 for much. Too small and every season is drift; too large and only a landslide
+    /// is.
     pub threshold: f64,
+    /// An index above this is a warning; at most `threshold`. Without it there are no warnings below the threshold. Too
+    /// small and weekdays are warned of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warning: Option<f64>,
+    /// The least share a bin is taken to have, above 0 and below 0.1, so that an empty bin does not make the index
+    /// infinite. Smaller makes a value in a bin that was empty count more; above the share of real bins it hides changes.
+    pub floor: f64,
 }
 
-fn window() -> u64 {
-    2_000
+impl Default for PsiConfig {
+    fn default() -> Self {
+        let (window, reference) = (Window::default(), Reference::default());
+        PsiConfig { window, reference, threshold: 0.25, warning: None, floor: 1e-4 }
+    }
 }
-fn threshold() -> f64 {
-    0.25
+
+/// What is compared with the reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Window {
+    /// So many values. Too few (below about 1,000) and the index is mostly noise; too many and a change is seen late.
+    Rows(u64),
+    /// A length of event time.
+    Time(TimeWindow),
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Window::Rows(2_000)
+    }
+}
+
+/// A window of event time, cut at multiples of its length since 1970. The first value after its end has it judged; a
+/// value that comes late counts in the window that is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TimeWindow {
+    /// Its length. A day or a week evens out what hours and weekdays do; shorter ones see them as drift.
+    pub length: Millis,
+    /// A window with fewer values is not judged. Too small and a quiet night is judged by noise; too large and quiet
+    /// streams are never judged.
+    #[serde(default = "count_min")]
+    pub count_min: u64,
+}
+
+fn count_min() -> u64 {
+    500
 }
 
 /// The distribution to compare with.
@@ -46,6 +110,9 @@ pub enum Reference {
     First(First),
     /// Counts that were made elsewhere, from the training set for instance.
     Histogram(Counts),
+    /// The same in a JSON file with `edges`, `counts` and `missing`; relative to the topology's folder. Its contents belong
+    /// to the definition: another file is another detector.
+    File(String),
 }
 
 impl Default for Reference {
@@ -58,9 +125,11 @@ impl Default for Reference {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct First {
-    /// Number of values. As many as a window or more.
+    /// Number of values, nulls included; at most 1,000,000, which are kept until they are all there. As many as a window or
+    /// more: too few and the reference is noise, too many and the drift may be in it.
     pub values: u64,
-    /// Number of bins with equal shares of them; more see finer changes and need larger windows.
+    /// Number of bins with equal shares of them (fewer where values repeat), 2 to 1,000. More see finer changes and need
+    /// larger windows.
     pub bins: u32,
 }
 
@@ -70,25 +139,75 @@ impl Default for First {
     }
 }
 
-/// A reference given as counts.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Counts {
-    /// The inner edges, rising: a value equal to an edge belongs to the bin on its right.
-    pub edges: Vec<f64>,
-    /// Values in each bin, one number more than there are edges.
-    pub counts: Vec<u64>,
-    /// Nulls and NaN in the reference.
-    #[serde(default)]
-    pub missing: u64,
-}
+const VALUES_MAX: u64 = 1_000_000;
+const BINS_MAX: u32 = 1_000;
+const FLOOR_MAX: f64 = 0.1;
 
 impl Kind for PsiConfig {
-    const EXAMPLE: &'static str = "{ window: 2000, reference: { first: { values: 5000, bins: 10 } }, threshold: 0.25 }";
+    const EXAMPLE: &'static str =
+        "{ window: { rows: 2000 }, reference: { first: { values: 5000, bins: 10 } }, threshold: 0.25, warning: 0.1 }";
 }
 
-/// Share that an empty bin counts as.
-const EMPTY: f64 = 1e-4;
+impl PsiConfig {
+    /// The file the reference stands in, if it stands in one.
+    pub fn reference_file(&self) -> Option<&str> {
+        match &self.reference {
+            Reference::File(path) => Some(path),
+            Reference::First(_) | Reference::Histogram(_) => None,
+        }
+    }
+
+    /// The same with the reference from the text of its file.
+    ///
+    /// # Errors
+    /// If the text is no histogram in JSON.
+    pub fn with_reference(&self, text: &str) -> Result<Self, DetectorError> {
+        let counts: Counts = serde_json::from_str(text).map_err(|error| {
+            let like = r#"{"edges": [0.1, 0.9], "counts": [10, 80, 10], "missing": 0}"#;
+            DetectorError::new("reference.file", format!("it does not hold a histogram like {like}: {error}"))
+        })?;
+        let refuse = |error: DetectorError| {
+            let DetectorError { option, message } = error;
+            DetectorError::new("reference.file", format!("its `{}`: {message}", option.trim_start_matches('.')))
+        };
+        counts.check("").map_err(refuse)?;
+        Ok(PsiConfig { reference: Reference::Histogram(counts), ..self.clone() })
+    }
+
+    fn check(&self) -> Result<(), DetectorError> {
+        let refuse = |option: &str, message: String| Err(DetectorError::new(option, message));
+        match &self.reference {
+            Reference::Histogram(counts) => counts.check("reference.histogram")?,
+            Reference::File(path) => return refuse("reference.file", format!("`{path}` has not been read")),
+            Reference::First(First { bins, .. }) if !(2..=BINS_MAX).contains(bins) => {
+                return refuse("reference.first.bins", format!("{bins} is not between 2 and {BINS_MAX}"));
+            }
+            Reference::First(First { values, bins }) if !(u64::from(*bins)..=VALUES_MAX).contains(values) => {
+                let message = format!("{values} is not between the number of bins, {bins}, and {VALUES_MAX}");
+                return refuse("reference.first.values", message);
+            }
+            Reference::First(_) => {}
+        }
+        match self.window {
+            Window::Rows(0) => return refuse("window.rows", "a window of 0 values never ends; write 2000".into()),
+            Window::Time(TimeWindow { length, .. }) if length.0 <= 0 => {
+                return refuse("window.time.length", "a window of no time never ends; write 1d".into());
+            }
+            _ => {}
+        }
+        if !(self.threshold > 0.0 && self.threshold.is_finite()) {
+            let message = format!("{} is not a number above 0; 0.25 is customary", self.threshold);
+            return refuse("threshold", message);
+        }
+        if let Some(warning) = self.warning.filter(|warning| !(*warning > 0.0 && *warning <= self.threshold)) {
+            return refuse("warning", format!("{warning} is not above 0 and at most `threshold`, {}", self.threshold));
+        }
+        if !(self.floor > 0.0 && self.floor < FLOOR_MAX) {
+            return refuse("floor", format!("{} is not above 0 and below {FLOOR_MAX}", self.floor));
+        }
+        Ok(())
+    }
+}
 
 /// The detector.
 #[derive(Debug, Clone)]
@@ -97,150 +216,155 @@ pub struct Psi {
     state: State,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct State {
-    /// Values of a reference that is not frozen yet, and how many were missing.
-    collecting: Vec<f64>,
-    collected_missing: u64,
-    /// The frozen reference.
-    edges: Vec<f64>,
-    /// Counts by bin, the last for missing values; empty before the reference is frozen.
-    reference: Vec<u64>,
-    /// Counts of the open window.
-    window: Vec<u64>,
-    /// The index of the newest whole window.
-    psi: Option<f64>,
+    reference: Frozen,
+    window: Counts,
+    /// Event times of the open window: where it begins, and its newest value.
+    from: Option<EventTime>,
+    to: EventTime,
+    /// The index of the newest window that was judged, and what it said.
+    last: Option<(f64, Option<Level>)>,
+}
+
+/// The reference, or what is there of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+enum Frozen {
+    Collecting { values: Vec<f64>, missing: u64 },
+    Done(Counts),
 }
 
 impl Psi {
     /// The detector, with nothing seen yet.
     ///
     /// # Errors
-    /// If a number is out of its range, or the histogram is none.
+    /// If an option is out of its range, or the reference stands in a file that has not been read
+    /// ([`PsiConfig::with_reference`]).
     pub fn new(config: &PsiConfig) -> Result<Self, DetectorError> {
-        if config.window == 0 {
-            return Err(DetectorError::new("window", "a window of 0 values never ends; write 2000"));
-        }
-        if config.threshold.is_nan() || config.threshold <= 0.0 {
-            return Err(DetectorError::new("threshold", "it must be above 0; 0.25 is customary"));
-        }
-        let mut state = State::default();
-        match &config.reference {
-            Reference::First(first) if first.bins < 2 => {
-                return Err(DetectorError::new("reference.first.bins", "at least 2 bins are needed"));
-            }
-            Reference::First(first) if first.values < u64::from(first.bins) => {
-                return Err(DetectorError::new("reference.first.values", "at least one value a bin is needed"));
-            }
-            Reference::First(_) => {}
-            Reference::Histogram(counts) => {
-                check(counts)?;
-                let all = counts.counts.iter().copied().chain([counts.missing]).collect();
-                state.freeze(counts.edges.clone(), all);
-            }
-        }
+        config.check()?;
+        let (reference, edges) = match &config.reference {
+            Reference::Histogram(counts) => (Frozen::Done(counts.clone()), counts.edges.clone()),
+            _ => (Frozen::Collecting { values: Vec::new(), missing: 0 }, Vec::new()),
+        };
+        let state = State { reference, window: Counts::empty(edges), from: None, to: EventTime::MIN, last: None };
         Ok(Psi { config: config.clone(), state })
     }
 
-    fn collect(&mut self, value: Option<f64>, first: First) {
-        match value {
-            Some(value) => self.state.collecting.push(value),
-            None => self.state.collected_missing += 1,
+    /// Takes a value for the reference, and freezes it when it is complete. False when it was complete before.
+    fn collect(&mut self, value: Option<f64>) -> bool {
+        let (Frozen::Collecting { values, missing }, Reference::First(first)) =
+            (&mut self.state.reference, &self.config.reference)
+        else {
+            return false;
+        };
+        match value.filter(|value| !value.is_nan()) {
+            Some(value) => values.push(value),
+            None => *missing += 1,
         }
-        let collected = self.state.collecting.len() as u64 + self.state.collected_missing;
-        if collected < first.values {
-            return;
+        if values.len() as u64 + *missing >= first.values {
+            let reference = Counts::of_quantiles(values, *missing, first.bins);
+            self.state.window = Counts::empty(reference.edges.clone());
+            self.state.reference = Frozen::Done(reference);
         }
-        let mut values = std::mem::take(&mut self.state.collecting);
-        values.sort_by(f64::total_cmp);
-        let quantile = |k: usize| values.get(k * values.len() / first.bins as usize).copied();
-        let mut edges: Vec<f64> = (1..first.bins as usize).filter_map(quantile).collect();
-        edges.dedup();
-        let mut counts = vec![0; edges.len() + 2];
-        values.iter().for_each(|value| counts[place(&edges, *value)] += 1);
-        counts[edges.len() + 1] = self.state.collected_missing;
-        self.state.freeze(edges, counts);
+        true
     }
 
-    fn judge(&mut self) -> Verdict {
-        let State { edges, reference, window, .. } = &self.state;
-        let (n, m) = (reference.iter().sum::<u64>() as f64, window.iter().sum::<u64>() as f64);
-        let share = |count: u64, total: f64| if count == 0 { EMPTY } else { count as f64 / total };
-        let shares = reference.iter().zip(window).filter(|(q, p)| **q > 0 || **p > 0);
-        let terms = shares.map(|(q, p)| (share(*q, n), share(*p, m)));
-        let psi: f64 = terms.map(|(q, p)| (p - q) * (p / q).ln()).sum();
-        let freedom = reference.iter().filter(|count| **count > 0).count().saturating_sub(1).max(1) as f64;
-        let (expected, high) = (freedom * (1.0 / n + 1.0 / m), chi_squared_99(freedom) * (1.0 / n + 1.0 / m));
+    /// Ends the open window: compares it if it holds `count_min` values, and empties it.
+    fn judge(&mut self, count_min: u64) -> Verdict {
+        let Frozen::Done(reference) = &self.state.reference else { return Verdict::Quiet };
+        let mut verdict = Verdict::Quiet;
+        if self.state.window.total() >= count_min.max(1) {
+            let comparison = compare(reference, &self.state.window, self.config.floor);
+            let level = self.level(comparison);
+            let before = self.state.last.and_then(|(_, level)| level);
+            if let Some(level) = level.filter(|_| rank(level) > rank(before)) {
+                verdict = Verdict::Alarm(self.alarm(reference, comparison, level));
+            }
+            self.state.last = Some((comparison.psi, level));
+        }
+        self.state.window.clear();
+        self.state.from = None;
+        verdict
+    }
+
+    fn level(&self, Comparison { psi, noise_99, .. }: Comparison) -> Option<Level> {
+        let (above, real) = (psi > self.config.threshold, psi > noise_99);
+        let warned = self.config.warning.is_some_and(|warning| psi > warning);
+        match (above, real) {
+            (true, true) => Some(Level::Drift),
+            (true, false) => Some(Level::Warning),
+            (false, true) if warned => Some(Level::Warning),
+            (false, _) => None,
+        }
+    }
+
+    fn alarm(&self, reference: &Counts, comparison: Comparison, level: Level) -> Alarm {
+        let State { window, from, to, .. } = &self.state;
         let evidence = serde_json::json!({
-            "edges": edges, "reference_counts": reference, "window_counts": window,
-            "expected_without_change": expected, "p99_without_change": high,
+            "edges": reference.edges,
+            "reference": {
+                "id": reference.id(), "count": reference.total(),
+                "counts": reference.counts, "missing": reference.missing,
+            },
+            "window": {
+                "from": from, "to": to, "count": window.total(),
+                "counts": window.counts, "missing": window.missing,
+            },
+            "expected_without_change": comparison.expected,
+            "p99_without_change": comparison.noise_99,
         });
-        self.state.psi = Some(psi);
-        self.state.window = vec![0; self.state.reference.len()];
-        if psi <= self.config.threshold {
-            return Verdict::Quiet;
-        }
-        let threshold = self.config.threshold;
-        Verdict::Alarm(Alarm { level: Level::Drift, statistic: psi, threshold, evidence: evidence.to_string() })
+        let threshold = match (level, self.config.warning) {
+            (Level::Warning, Some(warning)) if comparison.psi <= self.config.threshold => warning,
+            _ => self.config.threshold,
+        };
+        Alarm { level, statistic: comparison.psi, threshold, evidence: evidence.to_string() }
+    }
+
+    fn add(&mut self, value: Option<f64>, event_time: EventTime) {
+        let newest = if self.state.window.total() == 0 { event_time } else { self.state.to.max(event_time) };
+        self.state.window.add(value);
+        self.state.to = newest;
     }
 }
 
-impl State {
-    fn freeze(&mut self, edges: Vec<f64>, counts: Vec<u64>) {
-        self.window = vec![0; counts.len()];
-        (self.edges, self.reference) = (edges, counts);
+/// Nothing, warning, drift.
+fn rank(level: Option<Level>) -> u8 {
+    match level {
+        None => 0,
+        Some(Level::Warning) => 1,
+        Some(Level::Drift) => 2,
     }
-}
-
-fn check(counts: &Counts) -> Result<(), DetectorError> {
-    let refuse =
-        |option: &str, message: &str| Err(DetectorError::new(format!("reference.histogram.{option}"), message));
-    if counts.edges.iter().any(|edge| !edge.is_finite()) || counts.edges.windows(2).any(|pair| pair[0] >= pair[1]) {
-        return refuse("edges", "the edges must be finite and rise");
-    }
-    if counts.counts.len() != counts.edges.len() + 1 {
-        return refuse("counts", "there must be one count more than there are edges");
-    }
-    if counts.counts.iter().sum::<u64>() == 0 {
-        return refuse("counts", "a reference without values compares with nothing");
-    }
-    Ok(())
-}
-
-/// The bin of a value.
-fn place(edges: &[f64], value: f64) -> usize {
-    edges.partition_point(|edge| *edge <= value)
-}
-
-/// The 99 % point of a chi-squared variable (Wilson and Hilferty, 1931; within 1 % from 2 degrees of freedom on).
-fn chi_squared_99(freedom: f64) -> f64 {
-    const NORMAL_99: f64 = 2.326_347_874;
-    let spread = 2.0 / (9.0 * freedom);
-    freedom * (1.0 - spread + NORMAL_99 * spread.sqrt()).powi(3)
 }
 
 impl Detector for Psi {
-    fn observe(&mut self, value: Option<f64>, _event_time: EventTime) -> Verdict {
-        let value = value.filter(|value| !value.is_nan());
-        if let (Reference::First(first), true) = (&self.config.reference, self.state.reference.is_empty()) {
-            let first = *first;
-            self.collect(value, first);
+    fn observe(&mut self, value: Option<f64>, event_time: EventTime) -> Verdict {
+        if self.collect(value) {
             return Verdict::Quiet;
         }
-        let bin = value.map_or(self.state.reference.len() - 1, |value| place(&self.state.edges, value));
-        self.state.window[bin] += 1;
-        match self.window_samples() >= self.config.window {
-            true => self.judge(),
-            false => Verdict::Quiet,
+        match self.config.window {
+            Window::Rows(rows) => {
+                self.state.from.get_or_insert(event_time);
+                self.add(value, event_time);
+                if self.state.window.total() < rows { Verdict::Quiet } else { self.judge(1) }
+            }
+            Window::Time(TimeWindow { length, count_min }) => {
+                let start = event_time - event_time.rem_euclid(length.0);
+                let ended = self.state.from.is_some_and(|from| from < start);
+                let verdict = if ended { self.judge(count_min) } else { Verdict::Quiet };
+                self.state.from.get_or_insert(start);
+                self.add(value, event_time);
+                verdict
+            }
         }
     }
 
+    /// The index of the newest window that was judged.
     fn statistic(&self) -> Option<f64> {
-        self.state.psi
+        self.state.last.map(|(psi, _)| psi)
     }
 
     fn window_samples(&self) -> u64 {
-        self.state.window.iter().sum()
+        self.state.window.total()
     }
 
     fn save(&self) -> Vec<u8> {
@@ -248,64 +372,15 @@ impl Detector for Psi {
     }
 
     fn load(&mut self, bytes: &[u8]) -> Result<(), StateError> {
-        self.state = from_bytes(bytes)?;
+        let state: State = from_bytes(bytes)?;
+        let whole = match &state.reference {
+            Frozen::Done(reference) => reference.check("").is_ok() && reference.edges == state.window.edges,
+            Frozen::Collecting { values, .. } => values.len() as u64 <= VALUES_MAX,
+        };
+        if !whole || !state.window.fits() {
+            return Err(StateError::Corrupt { key_group: 0, detail: "counts and edges do not go together".into() });
+        }
+        self.state = state;
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::tests::stream;
-    use super::*;
-
-    fn feed(psi: &mut Psi, values: impl IntoIterator<Item = f64>) -> Vec<Alarm> {
-        let verdicts = values.into_iter().map(|value| psi.observe(Some(value), 0));
-        verdicts.filter_map(|verdict| if let Verdict::Alarm(alarm) = verdict { Some(alarm) } else { None }).collect()
-    }
-
-    #[test]
-    fn the_index_is_its_definition() {
-        let counts = Counts { edges: vec![1.0, 2.0], counts: vec![50, 30, 20], missing: 0 };
-        let config = PsiConfig { window: 10, reference: Reference::Histogram(counts), threshold: 0.1 };
-        let mut psi = Psi::new(&config).expect("it is right");
-        let alarms = feed(&mut psi, [0.0, 0.5, 1.0, 1.5, 1.9, 2.0, 2.5, 3.0, 9.0, 2.2]);
-        let expected: f64 = [(0.2, 0.5f64), (0.3, 0.3), (0.5, 0.2)].iter().map(|(p, q)| (p - q) * (p / q).ln()).sum();
-        assert_eq!(alarms.len(), 1);
-        assert!((alarms[0].statistic - expected).abs() < 1e-12);
-        assert!((psi.statistic().expect("one window was judged") - expected).abs() < 1e-12);
-    }
-
-    #[test]
-    fn a_jump_is_seen_and_a_stationary_stream_is_left_alone() {
-        let config =
-            PsiConfig { window: 500, reference: Reference::First(First { values: 1_000, bins: 10 }), threshold: 0.25 };
-        let mut psi = Psi::new(&config).expect("it is right");
-        assert_eq!(feed(&mut psi, stream("gauss_stationary")).len(), 0);
-        let mut psi = Psi::new(&config).expect("it is right");
-        assert!(!feed(&mut psi, stream("gauss_abrupt")).is_empty());
-    }
-
-    #[test]
-    fn it_goes_on_from_its_state() {
-        let config =
-            PsiConfig { window: 300, reference: Reference::First(First { values: 700, bins: 5 }), threshold: 0.02 };
-        let (mut whole, mut first) = (Psi::new(&config).expect("right"), Psi::new(&config).expect("right"));
-        let values = stream("gauss_abrupt");
-        let expected = feed(&mut whole, values.iter().copied());
-        let (before, after) = values.split_at(1_234);
-        let mut alarms = feed(&mut first, before.iter().copied());
-        let mut second = Psi::new(&config).expect("right");
-        second.load(&first.save()).expect("its own state");
-        alarms.extend(feed(&mut second, after.iter().copied()));
-        assert_eq!(alarms, expected);
-    }
-
-    #[test]
-    fn nulls_have_a_bin_of_their_own() {
-        let counts = Counts { edges: vec![0.0], counts: vec![500, 500], missing: 0 };
-        let config = PsiConfig { window: 100, reference: Reference::Histogram(counts), threshold: 0.25 };
-        let mut psi = Psi::new(&config).expect("it is right");
-        let values = (0..100).map(|i| if i % 2 == 0 { None } else { Some(f64::from(i % 4) - 2.0) });
-        assert!(values.map(|value| psi.observe(value, 0)).any(|verdict| matches!(verdict, Verdict::Alarm(_))));
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use millstream_operators::drift::{DetectorError, DetectorKind};
 use millstream_operators::error::ConfigError;
 use millstream_operators::expressions::Expression;
 use millstream_operators::{drift, reject};
@@ -47,19 +48,30 @@ impl<'t> Planner<'t> {
             self.refuse([ConfigError::new(path, message)]);
             return None;
         }
-        if let Err(error) = definition.detector.build() {
+        let condition = definition.filter.as_ref().map(|sql| Expression::condition(sql, &schema)).transpose();
+        let condition = condition.map_err(|error| self.refuse([error.under(&format!("{at}.where"))]));
+        let detector = self.with_reference(&definition.detector).and_then(|detector| {
+            detector.build()?;
+            Ok(detector)
+        });
+        let detector = detector.map_err(|error| {
             let at = format!("{at}.detector.{}.{}", definition.detector.kind_name(), error.option);
             self.refuse([ConfigError::new(at, error.message)]);
-            return None;
-        }
-        self.detectors.push(DetectorPlan {
-            name: name.to_string(),
-            stream,
-            column: index,
-            detector: definition.detector.clone(),
-            hash: digest(&self.streams[stream].hash, definition),
         });
+        let (condition, detector) = (condition.ok()?, detector.ok()?);
+        let hash = digest(&self.streams[stream].hash, &(definition, &detector));
+        self.detectors.push(DetectorPlan { name: name.to_string(), stream, column: index, condition, detector, hash });
         Some(())
+    }
+
+    /// The detector with the reference that it names, if that stands in a file of its own.
+    fn with_reference(&self, detector: &DetectorKind) -> Result<DetectorKind, DetectorError> {
+        let DetectorKind::Psi(psi) = detector else { return Ok(detector.clone()) };
+        let Some(file) = psi.reference_file() else { return Ok(detector.clone()) };
+        let path = self.folder.join(file);
+        let text = std::fs::read_to_string(&path)
+            .map_err(|error| DetectorError::new("reference.file", format!("{}: {error}", path.display())))?;
+        Ok(DetectorKind::Psi(psi.with_reference(&text)?))
     }
 
     fn outcome(&mut self, name: &'t str) -> Option<()> {

@@ -268,6 +268,7 @@ fn slow_plan(plan: &Plan) -> SlowPlan {
             stream_name: stream.name.clone(),
             column: detector.column,
             column_name: stream.schema.field(detector.column).name().clone(),
+            condition: detector.condition.clone(),
             config: detector.detector.clone(),
             hash: detector.hash.clone(),
         }

@@ -9,10 +9,11 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type};
 use millstream_operators::Batch;
 use millstream_operators::drift::{self, Detector, Level, Signal, Verdict};
+use millstream_operators::expressions::Expression;
 use serde::{Deserialize, Serialize};
 
 use super::order::EventOrder;
-use super::{DetectorPlan, SlowState};
+use super::{ALL, DetectorPlan, SlowState};
 use crate::metrics::catalogue::{DRIFT_ALERTS, DRIFT_SCORE, DRIFT_SKIPPED, DRIFT_VALUES, DRIFT_WINDOW_SAMPLES};
 use crate::metrics::{CounterHandle, GaugeHandle};
 
@@ -106,10 +107,15 @@ fn restore(plan: &DetectorPlan, detector: &mut dyn Detector, state: &[u8]) -> an
 
 impl Watching {
     fn observe(&mut self, batch: &Batch, signals: &mut Vec<Signal>) {
+        let in_slice = self.plan.condition.as_ref().map(|condition| condition.evaluate_each(&batch.records).values);
+        let in_slice = in_slice.as_ref().and_then(|values| values.as_boolean_opt());
         let values = cast(batch.records.column(self.plan.column), &DataType::Float64);
         let values = values.expect("the plan lets detectors watch numeric columns only");
         let values = values.as_primitive::<Float64Type>();
         for (i, row) in batch.rows.iter().enumerate() {
+            if in_slice.is_some_and(|slice| !(slice.is_valid(i) && slice.value(i))) {
+                continue;
+            }
             let value = values.is_valid(i).then(|| values.value(i));
             self.counts.values += 1;
             match self.detector.observe(value, row.event_time) {
@@ -125,6 +131,7 @@ impl Watching {
                         kind: self.plan.config.kind_name(),
                         stream: Arc::from(self.plan.stream_name.as_str()),
                         column: Arc::from(self.plan.column_name.as_str()),
+                        slice: Arc::from(self.plan.condition.as_ref().map_or(ALL, Expression::sql)),
                         row: *row,
                         alarm,
                     });

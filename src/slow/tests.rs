@@ -19,6 +19,7 @@ fn plan(hash: &str) -> SlowPlan {
         stream_name: "payments".into(),
         column: 0,
         column_name: "amount".into(),
+        condition: None,
         config: DetectorKind::PageHinkley(config),
         hash: hash.into(),
     };

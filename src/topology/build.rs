@@ -73,7 +73,22 @@ impl Topology {
 
     /// Adds a detector on a column of a stream.
     pub fn drift(mut self, name: &str, from: &str, column: &str, detector: DetectorKind) -> Self {
-        self.drift.insert(name.into(), Drift { from: from.into(), column: column.into(), detector });
+        let drift = Drift { from: from.into(), column: column.into(), filter: None, detector };
+        self.drift.insert(name.into(), drift);
+        self
+    }
+
+    /// Adds a detector on a column of the rows of a stream for which the SQL `condition` is true.
+    pub fn drift_where(
+        mut self,
+        name: &str,
+        from: &str,
+        column: &str,
+        condition: &str,
+        detector: DetectorKind,
+    ) -> Self {
+        let filter = Some(condition.into());
+        self.drift.insert(name.into(), Drift { from: from.into(), column: column.into(), filter, detector });
         self
     }
 

@@ -123,7 +123,7 @@ engine: {{ workers: 2, epoch: 200ms, http: \"127.0.0.1:0\" }}
 }
 
 /// The address a job serves at, from its log.
-fn address(running: &mut Running) -> String {
+pub(super) fn address(running: &mut Running) -> String {
     let deadline = Instant::now() + LONG;
     loop {
         let log = running.err();
@@ -136,7 +136,7 @@ fn address(running: &mut Running) -> String {
 }
 
 /// The body of `GET path`.
-fn get(address: &str, path: &str) -> String {
+pub(super) fn get(address: &str, path: &str) -> String {
     let mut connection = TcpStream::connect(address).unwrap();
     write!(connection, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -147,7 +147,7 @@ fn get(address: &str, path: &str) -> String {
 }
 
 /// Scrapes until nothing is wrong with the scrape in the eyes of `wrong`.
-fn scrape(address: &str, running: &mut Running, wrong: impl Fn(&str) -> Vec<String>) -> String {
+pub(super) fn scrape(address: &str, running: &mut Running, wrong: impl Fn(&str) -> Vec<String>) -> String {
     let deadline = Instant::now() + LONG;
     loop {
         let text = get(address, "/metrics");
@@ -162,7 +162,7 @@ fn scrape(address: &str, running: &mut Running, wrong: impl Fn(&str) -> Vec<Stri
 }
 
 /// The sum of the series of a metric that have all of `labels`.
-fn sum(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> f64 {
+pub(super) fn sum(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> f64 {
     let has =
         |sample: &&Sample| labels.iter().all(|(label, value)| sample.labels.get(*label).is_some_and(|v| v == value));
     samples.iter().filter(|sample| sample.name == name).filter(has).map(|sample| sample.value).sum()

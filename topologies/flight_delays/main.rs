@@ -12,7 +12,7 @@ use millstream::topology::{EventTimeConfig, Join, Model, Outcomes, Prepare, Sink
 use millstream_operators::drift::DetectorKind;
 use millstream_operators::drift::adwin::AdwinConfig;
 use millstream_operators::drift::page_hinkley::{PageHinkleyConfig, Standardize};
-use millstream_operators::drift::psi::{First, PsiConfig, Reference};
+use millstream_operators::drift::psi::{First, PsiConfig, Reference, Window};
 use millstream_operators::features::{Aggregate, GroupConfig, Op};
 use millstream_operators::schema::{ColumnType, Range};
 use millstream_operators::units::Millis;
@@ -168,7 +168,7 @@ fn departure_delay() -> PageHinkleyConfig {
 /// Against the first quarter.
 fn origin_delay() -> PsiConfig {
     let first = First { values: 80_000, ..First::default() };
-    PsiConfig { window: 20_000, reference: Reference::First(first), threshold: 0.25 }
+    PsiConfig { window: Window::Rows(20_000), reference: Reference::First(first), ..PsiConfig::default() }
 }
 
 fn outcomes() -> Outcomes {
