@@ -19,6 +19,7 @@ mod last;
 mod max;
 mod mean;
 mod min;
+mod range;
 mod stddev;
 mod sum;
 mod time_since_last;
@@ -30,7 +31,7 @@ pub struct Op(&'static dyn AggregateFunction);
 impl Op {
     /// Every function, in the order of the reference page.
     pub const ALL: &'static [Op] =
-        &[Op::COUNT, Op::SUM, Op::MEAN, Op::MIN, Op::MAX, Op::STDDEV, Op::LAST, Op::TIME_SINCE_LAST];
+        &[Op::COUNT, Op::SUM, Op::MEAN, Op::MIN, Op::MAX, Op::RANGE, Op::STDDEV, Op::LAST, Op::TIME_SINCE_LAST];
 
     /// What it computes.
     pub fn function(self) -> &'static dyn AggregateFunction {

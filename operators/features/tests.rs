@@ -71,7 +71,7 @@ fn everything(windows: &[i64], tiles: Option<u32>) -> GroupConfig {
             "as_of": {{ "city_now": {{ "column": "city", "max_age": "700ms" }} }},
             "aggregates": [
               {{ "ops": ["count", "time_since_last"], "windows": [{windows}] }},
-              {{ "of": "amount", "ops": ["count", "sum", "mean", "min", "max", "stddev", "last", "time_since_last"],
+              {{ "of": "amount", "ops": ["count", "sum", "mean", "min", "max", "range", "stddev", "last", "time_since_last"],
                  "windows": [{windows}] }},
               {{ "of": "flag", "where": "amount > 0", "as": "good", "ops": ["count", "mean", "last"],
                  "windows": [{windows}] }} ] }}"#

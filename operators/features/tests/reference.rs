@@ -55,7 +55,7 @@ impl Reference {
         }
         for window in &self.windows {
             let amounts: Vec<(i64, f64)> = covered(*window).filter_map(|row| Some((row.time, row.amount?))).collect();
-            let ops = ["count", "sum", "mean", "min", "max", "stddev", "last", "time_since_last"];
+            let ops = ["count", "sum", "mean", "min", "max", "range", "stddev", "last", "time_since_last"];
             numbers.extend(functions("amount_", &ops, *window, read.time, &amounts));
         }
         for window in &self.windows {
@@ -81,6 +81,12 @@ fn functions(prefix: &str, ops: &[&str], window: i64, now: i64, values: &[(i64, 
         "mean" => mean,
         "min" => values.iter().map(|(_, value)| *value).fold(f64::INFINITY, f64::min),
         "max" => values.iter().map(|(_, value)| *value).fold(f64::NEG_INFINITY, f64::max),
+        "range" => {
+            let greatest = |differences: f64, (_, value): &(i64, f64)| {
+                values.iter().map(|(_, other)| value - other).fold(differences, f64::max)
+            };
+            values.iter().fold(0.0, greatest)
+        }
         "stddev" => (values.iter().map(|(_, value)| (value - mean).powi(2)).sum::<f64>() / n).sqrt(),
         "last" => values[values.len() - 1].1,
         "time_since_last" => (now - values[values.len() - 1].0).max(0) as f64 / 1000.0,
