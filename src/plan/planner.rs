@@ -13,6 +13,7 @@ use super::groups::Groups;
 use super::names::{self, Names, Reference, Section, Wanted};
 use super::{DetectorPlan, ModelPlan, Node, OfflinePlan, OutcomePlan, Plan, SinkPlan, StreamPlan};
 use super::{engine, warnings};
+use crate::sources::SourceKind;
 use crate::topology::{Topology, file};
 
 /// The plan while it grows.
@@ -230,12 +231,18 @@ pub(super) fn type_name(data_type: &DataType) -> String {
     }
 }
 
-/// What state follows from: the topology without what may change from start to start (how it runs, and where its
-/// results go).
+/// What state follows from: the topology without what may change from start to start (how it runs, where its results go,
+/// and how brokers are reached: passwords are renewed, brokers move).
 fn definitions(topology: &Topology) -> Topology {
     let mut definitions = topology.clone();
     definitions.engine = Default::default();
     definitions.sinks.clear();
     definitions.offline.clear();
+    for source in definitions.sources.values_mut() {
+        if let SourceKind::Kafka(kafka) = &mut source.from {
+            kafka.brokers.clear();
+            kafka.options = Default::default();
+        }
+    }
     definitions
 }

@@ -7,6 +7,7 @@ use super::{Node, Plan};
 use crate::sinks::SinkKind;
 use crate::sinks::stdout::StdoutSink;
 use crate::sources::SourceKind;
+use crate::sources::kafka::KafkaSource;
 use crate::sources::memory::MemorySource;
 use crate::topology::{Join, Prepare, Sink, Source, Topology, Vector};
 
@@ -141,6 +142,21 @@ fn a_digest_follows_what_a_node_reads_and_nothing_else() {
     let (same_first, other_last) = topology("n + 2", "n");
     assert_eq!(first, same_first);
     assert_ne!(last, other_last);
+}
+
+#[test]
+fn how_brokers_are_reached_may_change_from_start_to_start() {
+    let hash = |brokers: &str, topic: &str, password: Option<&str>| {
+        let mut kafka = KafkaSource::new(brokers, [topic]);
+        kafka.options.0.extend(password.map(|password| ("sasl.password".to_string(), password.to_string())));
+        let mut source = source(&[("n", ColumnType::INT64)]);
+        source.from = SourceKind::Kafka(kafka);
+        plan(&Topology::new("test").source("first", source)).hash
+    };
+    let first = hash("a:9092", "events", Some("old"));
+    assert_eq!(first, hash("a:9092,b:9092", "events", Some("new")));
+    assert_eq!(first, hash("a:9092", "events", None));
+    assert_ne!(first, hash("a:9092", "others", Some("old")));
 }
 
 #[test]
