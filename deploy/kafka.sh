@@ -14,6 +14,10 @@
 #   KAFKA_NODES=1        1 or 3 brokers, each also a controller
 #   KAFKA_DIR            data, logs and process ids; ${TMPDIR:-/tmp}/millstream-kafka-$UID-$KAFKA_PORT
 #   KAFKA_CACHE          the jars (about 60 MB); ${XDG_CACHE_HOME:-~/.cache}/millstream/kafka
+#   KAFKA_SECURE=         any text: brokers also listen on the port after their controller's with TLS and passwords
+#                        (SASL_SSL, SCRAM-SHA-512). Their certificate is signed by $KAFKA_DIR/tls/ca.pem (needs openssl); the
+#                        users are alice, who may do everything, and bob, who may do nothing; their passwords
+#                        alice-secret and bob-secret. Who comes without TLS may do everything. Set it for every command.
 #   KAFKA_VERSION=4.1.1, KAFKA_HEAP=512m
 set -euo pipefail
 
@@ -22,6 +26,7 @@ NODES=${KAFKA_NODES:-1}
 VERSION=${KAFKA_VERSION:-4.1.1}
 LOG4J_VERSION=2.24.3
 HEAP=${KAFKA_HEAP:-512m}
+SECURE=${KAFKA_SECURE:-}
 DIR=${KAFKA_DIR:-${TMPDIR:-/tmp}/millstream-kafka-$UID-$PORT}
 CACHE=${KAFKA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/millstream/kafka}
 JARS=$CACHE/$VERSION
@@ -108,6 +113,37 @@ num.network.threads=2
 num.io.threads=2
 log.cleaner.dedupe.buffer.size=4194304
 X
+  [ -z "$SECURE" ] || secure_settings "$(($(port "$1") + 2))"
+}
+
+# A second listener for clients, on port $1. Of two lines of one name the later one counts.
+secure_settings() {
+  cat <<X
+listeners=PLAINTEXT://127.0.0.1:$(($1 - 2)),CONTROLLER://127.0.0.1:$(($1 - 1)),SASL_SSL://127.0.0.1:$1
+advertised.listeners=PLAINTEXT://127.0.0.1:$(($1 - 2)),SASL_SSL://127.0.0.1:$1
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL
+ssl.keystore.type=PEM
+ssl.keystore.location=$DIR/tls/broker.pem
+sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS;User:alice
+X
+}
+
+# An authority of our own and a certificate of all brokers for localhost.
+certificates() {
+  [ -f "$DIR/tls/broker.pem" ] && return
+  command -v openssl > /dev/null || fail "openssl is not on the PATH; KAFKA_SECURE needs it (Debian: apt-get install openssl)"
+  mkdir -p "$DIR/tls"
+  (
+    cd "$DIR/tls"
+    openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj "/CN=Millstream's tests" -keyout ca.key -out ca.pem
+    openssl req -newkey rsa:2048 -nodes -subj "/CN=localhost" -keyout broker.key -out broker.csr
+    echo "subjectAltName=DNS:localhost,IP:127.0.0.1" > names
+    openssl x509 -req -in broker.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 3650 -extfile names -out broker.crt
+    cat broker.key broker.crt > broker.pem
+  ) > "$DIR/tls.log" 2>&1 || fail "openssl made no certificates; see $DIR/tls.log"
 }
 
 # True if broker $1 runs: the process id may be a stranger's by now, so its command line must name our settings.
@@ -123,7 +159,11 @@ start() {
     fail "port $(port "$1") is taken by another program; choose another with KAFKA_PORT"
   fi
   settings "$1" > "$DIR/node-$1.properties"
-  [ -d "$DIR/data-$1" ] || TIER=1 java_run kafka.tools.StorageTool format -t "$(cat "$DIR/cluster.id")" -c "$DIR/node-$1.properties" > /dev/null
+  local users=() user
+  if [ -n "$SECURE" ]; then
+    for user in alice bob; do users+=(--add-scram "SCRAM-SHA-512=[name=$user,password=$user-secret]"); done
+  fi
+  [ -d "$DIR/data-$1" ] || TIER=1 java_run kafka.tools.StorageTool format -t "$(cat "$DIR/cluster.id")" -c "$DIR/node-$1.properties" "${users[@]}" > /dev/null
   nohup java -Xms128m -Xmx"$HEAP" -XX:+UseSerialGC -Dlog4j2.configurationFile="$DIR/log4j2.xml" -cp "$JARS/*" \
     kafka.Kafka "$DIR/node-$1.properties" > "$DIR/node-$1.log" 2>&1 < /dev/null 9>&- &
   echo $! > "$DIR/node-$1.pid"
@@ -146,6 +186,7 @@ up() {
   [ -f "$DIR/log4j2.xml" ] || log_settings > "$DIR/log4j2.xml"
   # A cluster id is 16 random bytes in URL-safe base64. Without its `-`: an id that begins with one would be taken for an option.
   [ -f "$DIR/cluster.id" ] || head -c 16 /dev/urandom | base64 | tr '+/' '__' | tr -d '=' > "$DIR/cluster.id"
+  [ -z "$SECURE" ] || certificates
   local i
   for i in $(nodes); do start "$i"; done
   for i in $(nodes); do wait_for "$i"; done

@@ -25,6 +25,16 @@ pub enum ClientError {
     /// An option that is not passed on.
     #[error(transparent)]
     Option(#[from] OptionError),
+    /// A file that an option names can't be read.
+    #[error("option `{name}`: {path}: {error}")]
+    File {
+        /// The option.
+        name: String,
+        /// The file.
+        path: String,
+        /// What the operating system says.
+        error: String,
+    },
     /// librdkafka does not take a setting's value.
     #[error("librdkafka does not accept the settings: {0}")]
     Settings(String),
@@ -37,7 +47,7 @@ pub enum ClientError {
         reason: String,
     },
     /// The broker does not know who we are, or can't prove who it is.
-    #[error("{brokers}: {reason}; check {check}")]
+    #[error("{brokers}: {reason}; check the options {check}")]
     NotTrusted {
         /// The addresses tried.
         brokers: String,
@@ -148,9 +158,24 @@ fn add(mut config: ClientConfig, options: &Options, side: Side) -> Result<Client
         return Err(error.into());
     }
     for (name, value) in &options.0 {
+        // librdkafka's own error does not say which file.
+        if name.ends_with(".location")
+            && value != "probe"
+            && let Err(error) = std::fs::File::open(value)
+        {
+            return Err(ClientError::File { name: name.clone(), path: value.clone(), error: error.to_string() });
+        }
         config.set(name, value);
     }
     Ok(config)
+}
+
+/// A consumer with these settings; `name` is what its log lines say.
+///
+/// # Errors
+/// What librdkafka does not accept.
+pub fn open_consumer(config: &ClientConfig, name: String) -> Result<BaseConsumer<Context>, ClientError> {
+    config.create_with_context(Context::new(name)).map_err(|error| ClientError::Settings(error.to_string()))
 }
 
 /// The number of partitions of `topic`.
@@ -226,12 +251,11 @@ pub fn explain(error: &KafkaError, brokers: &str, trouble: Option<Trouble>) -> C
     let brokers = brokers.to_owned();
     match trouble {
         Some(Trouble { code: RDKafkaErrorCode::Authentication, reason }) => {
-            let check = "`sasl.mechanism`, `sasl.username` and `sasl.password` in `options`";
+            let check = "`sasl.mechanism`, `sasl.username` and `sasl.password`";
             ClientError::NotTrusted { brokers, reason, check }
         }
         Some(Trouble { code: RDKafkaErrorCode::SSL, reason }) => {
-            let check =
-                "`security.protocol` and `ssl.ca.location` in `options`, and the names in the broker's certificate";
+            let check = "`security.protocol` and `ssl.ca.location`, and the names in the broker's certificate";
             ClientError::NotTrusted { brokers, reason, check }
         }
         Some(Trouble { reason, .. }) => ClientError::Unreachable { brokers, reason },
@@ -239,7 +263,11 @@ pub fn explain(error: &KafkaError, brokers: &str, trouble: Option<Trouble>) -> C
             Some(code) if !is_silence(code) => {
                 ClientError::Refused { tried: "a request".into(), brokers, said: code.to_string() }
             }
-            _ => ClientError::Unreachable { brokers, reason: "no answer in time".into() },
+            _ => {
+                // A broker that is spoken to without TLS where it expects it hangs up without a word.
+                let reason = "no answer in time; if it runs there, check the option `security.protocol`";
+                ClientError::Unreachable { brokers, reason: reason.into() }
+            }
         },
     }
 }
@@ -273,6 +301,9 @@ pub fn create_topic(config: &ClientConfig, topic: &str, partitions: i32) -> Resu
     match answers.into_iter().next() {
         Some(Ok(_)) => Ok(true),
         Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(false),
+        Some(Err((_, RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed))) => {
+            Err(ClientError::NotAllowed { topic: topic.into(), brokers: brokers.into(), acls: "CREATE" })
+        }
         Some(Err((_, code))) => Err(refused(code)),
         None => Err(refused(RDKafkaErrorCode::Unknown)),
     }

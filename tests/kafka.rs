@@ -25,6 +25,8 @@ mod drift;
 mod live;
 mod metrics;
 mod outage;
+mod own_broker;
+mod secure;
 mod sink;
 mod source;
 mod workloads;
@@ -237,7 +239,11 @@ impl Source {
                 match self.inboxes[worker].recv_timeout(Duration::from_millis(5)) {
                     Ok(arrival) => self.arrive(worker, arrival),
                     Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => assert!(!self.thread.is_finished(), "ended before {what}"),
+                    Err(RecvTimeoutError::Disconnected) if self.thread.is_finished() => {
+                        let ended = std::mem::replace(&mut self.thread, std::thread::spawn(|| Ok(())));
+                        panic!("ended before {what}: {:?}", ended.join());
+                    }
+                    Err(RecvTimeoutError::Disconnected) => {}
                 }
             }
             assert!(Instant::now() < deadline, "no {what} after {} messages", self.got.len());

@@ -94,7 +94,7 @@ impl Run for Consume {
         if self.isolation == Isolation::Uncommitted {
             config.set("isolation.level", "read_uncommitted");
         }
-        let consumer: BaseConsumer<Context> = config.create_with_context(Context::new("consume".into()))?;
+        let consumer = kafka::open_consumer(&config, "consume".into())?;
         let left = self.assign(&consumer)?;
         let out = std::io::stdout();
         let view = View { json: self.json, headers: self.headers, pretty: self.pretty, colour: out.is_terminal() };

@@ -9,13 +9,12 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 use millstream_operators::units::{Millis, PerSecond};
-use rdkafka::consumer::BaseConsumer;
 use serde_json::json;
 
 use self::message::{Columns, Message, Messages};
 use super::broker::Broker;
 use super::{Run, print, print_json, say};
-use crate::kafka::{self, ClientError, Context};
+use crate::kafka::{self, ClientError};
 use crate::replay::{Pace, Pacer};
 use crate::sinks::kafka::KafkaSink;
 use crate::sinks::{Open, Records, SinkError, SinkTarget, SinkWriter};
@@ -112,15 +111,18 @@ impl Produce {
     fn prepare_topic(&self) -> anyhow::Result<i32> {
         let brokers = &self.broker.brokers();
         let options = self.broker.options()?;
-        let config = kafka::producer(brokers, "produce", &options)?;
-        if let Some(partitions) = self.create
-            && !kafka::create_topic(&config, &self.topic, partitions)?
-            && !self.json
-        {
-            say(&format!("topic `{}` exists already; its partitions stay as they are\n", self.topic));
-        }
         let asking = kafka::consumer(brokers, "millstream-produce", &options)?;
-        let asking: BaseConsumer<Context> = asking.create_with_context(Context::new("produce".into()))?;
+        let asking = kafka::open_consumer(&asking, "produce".into())?;
+        // Asked before anything is created: a consumer knows why a broker does not let it in, an admin client does not.
+        match (kafka::find_partitions(&asking, brokers, &self.topic, REQUEST), self.create) {
+            (Err(ClientError::NoTopic { .. }), Some(partitions)) => {
+                kafka::create_topic(&kafka::producer(brokers, "produce", &options)?, &self.topic, partitions)?;
+            }
+            (Ok(_), Some(_)) if !self.json => {
+                say(&format!("topic `{}` exists already; its partitions stay as they are\n", self.topic));
+            }
+            (found, _) => return Ok(found?),
+        }
         let since = Instant::now();
         loop {
             match kafka::find_partitions(&asking, brokers, &self.topic, REQUEST) {

@@ -15,10 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use millstream_operators::kinds::Kind;
-use rdkafka::consumer::BaseConsumer;
 
 use super::{Connection, Connector, SourceError, Start};
-use crate::kafka::{self, ClientError, Context, OptionError, Options, Side};
+use crate::kafka::{self, ClientError, OptionError, Options, Side};
 
 mod connect;
 mod read;
@@ -81,9 +80,7 @@ impl Connector for KafkaSource {
         let name = start.name.clone();
         let fail = |error: ClientError| SourceError::Kafka { name: name.to_string(), detail: error.to_string() };
         let config = kafka::consumer(&self.brokers, &start.job, &self.options).map_err(fail)?;
-        let context = Context::new(format!("source {name}"));
-        let consumer: BaseConsumer<Context> =
-            config.create_with_context(context).map_err(|error| fail(ClientError::Settings(error.to_string())))?;
+        let consumer = kafka::open_consumer(&config, format!("source {name}")).map_err(fail)?;
         let (source, status) = (self.clone(), start.status.clone());
         let run = move || {
             let result = watch::run(&source, Arc::new(consumer), start);

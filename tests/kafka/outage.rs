@@ -1,56 +1,18 @@
-//! Brokers that go away and come back: this test has a broker of its own, put up with `deploy/kafka.sh`.
+//! Brokers that go away and come back.
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
-use std::process::Command;
 
 use millstream::sinks::kafka::KafkaSink;
 use millstream::sinks::{Open, Records, SinkTarget};
 use millstream::sources::Connection;
 use millstream_operators::units::Millis;
 
+use super::own_broker::Broker;
 use super::*;
-
-/// A broker of this test; stopped, and its data deleted, when dropped.
-struct Broker {
-    port: u16,
-    folder: tempfile::TempDir,
-}
-
-impl Broker {
-    fn up() -> Broker {
-        // The controller listens on the port after, so both must be free.
-        let free = (0..50).find_map(|_| {
-            let port = TcpListener::bind("127.0.0.1:0").ok()?.local_addr().ok()?.port();
-            TcpListener::bind(("127.0.0.1", port.checked_add(1)?)).ok().map(|_| port)
-        });
-        let broker = Broker { port: free.expect("two free ports"), folder: tempfile::tempdir().unwrap() };
-        broker.run(&["up"]);
-        broker
-    }
-
-    fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
-    }
-
-    fn run(&self, args: &[&str]) {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/kafka.sh");
-        let mut command = Command::new(script);
-        let command = command.args(args).env("KAFKA_PORT", self.port.to_string()).env("KAFKA_DIR", self.folder.path());
-        let output = command.env("KAFKA_NODES", "1").env("KAFKA_HEAP", "256m").output().unwrap();
-        assert!(output.status.success(), "kafka.sh {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        self.run(&["down"]);
-    }
-}
 
 #[test]
 fn a_killed_broker_that_comes_back_costs_time_and_no_message() {
-    let broker = Broker::up();
+    let broker = Broker::plain();
     let (address, topic) = (broker.address(), unique("outage"));
     create(&address, &topic, 2, &[]);
     write_numbers(&address, &topic, 2, 0..1_000);
