@@ -26,6 +26,7 @@ mod live;
 mod metrics;
 mod outage;
 mod own_broker;
+mod replayed;
 mod secure;
 mod sink;
 mod source;
