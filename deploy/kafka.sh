@@ -80,7 +80,8 @@ log_settings() {
 }
 
 # Settings of broker $1. One broker can't replicate: the internal topics follow the number of nodes, or the first
-# transaction would wait for ever. Time-outs that tests wait for are short.
+# transaction would wait for ever. Time-outs that tests wait for are short. Messages are kept for ever: tests write some with
+# timestamps of years ago, which a broker deletes at the first look, half a minute after its start and every five minutes.
 settings() {
   local replicas=1 in_sync=1 voters
   if [ "$NODES" -ge 3 ]; then replicas=3 in_sync=2; fi
@@ -108,6 +109,7 @@ transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
 group.initial.rebalance.delay.ms=0
+log.retention.ms=-1
 auto.create.topics.enable=false
 num.network.threads=2
 num.io.threads=2
