@@ -16,6 +16,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use arrow::array::{Array, AsArray};
@@ -78,8 +79,7 @@ pub struct Outcomes {
     join: Join,
     standing: Standing,
     slices: Slices,
-    /// Names of the partitions of labels, by the numbers in [`Moment`].
-    partitions: Vec<(String, i32)>,
+    partitions: Partitions,
     /// Figures by slice, as of the last epoch.
     figures: BTreeMap<u32, Quality>,
     counts: OutcomeCounts,
@@ -102,7 +102,7 @@ impl Outcomes {
             join: Join::new(worker, &plan.name),
             standing: Standing::default(),
             slices: Slices::new(Vec::new()),
-            partitions: Vec::new(),
+            partitions: Partitions::default(),
             figures: BTreeMap::new(),
             counts: OutcomeCounts::default(),
             series: counts::Series::new(&plan.name),
@@ -122,7 +122,7 @@ impl Outcomes {
             return Ok(());
         }
         self.slices = Slices::new(head.slices);
-        self.partitions = head.partitions;
+        self.partitions.names = head.partitions;
         for (key_group, bytes) in saved.iter().filter(|(key_group, _)| **key_group != HEAD) {
             self.standing.load(*key_group, bytes)?;
         }
@@ -178,7 +178,7 @@ impl Outcomes {
             };
             let mut of = vec![slices::ALL_NUMBER];
             of.extend(formatters.iter().map(|(name, value)| slices.number(name, &value.value(i).to_string())));
-            let at = moment(&batch.rows[i], partitions, order);
+            let at = partitions.moment(&batch.rows[i], order);
             standing.predict(key, at, Prediction { bin: bin(score), slices: of });
             counts.predictions += 1;
         });
@@ -196,10 +196,9 @@ impl Outcomes {
                 return;
             };
             let value = values.is_valid(i).then(|| values.value(i)).filter(|value| !value.is_nan());
-            let at = moment(&batch.rows[i], partitions, order);
+            let at = partitions.moment(&batch.rows[i], order);
             let label = Label { at, positive: value.map(|value| value >= 0.5) };
-            let named = |at: &Moment| (at.event_time, at.source, &partitions[at.partition as usize], at.offset);
-            counts.labels.add(standing.label(key, label, |a, b| named(a) > named(b)));
+            counts.labels.add(standing.label(key, label, |a, b| partitions.place(a) > partitions.place(b)));
         });
         Ok(())
     }
@@ -236,22 +235,46 @@ impl Outcomes {
     pub fn save(&mut self) -> SlowState {
         let mut state = SlowState::new();
         self.standing.save(&mut |key_group, bytes| _ = state.insert(key_group, bytes));
-        let (slices, partitions) = (self.slices.names().to_vec(), self.partitions.clone());
+        let (slices, partitions) = (self.slices.names().to_vec(), self.partitions.names.clone());
         let head = Head { definition: self.plan.hash.clone(), slices, partitions };
         state.insert(HEAD, postcard::to_allocvec(&head).expect("a vector takes what is written"));
         state
     }
 }
 
-/// The place of a row, with its partition's number in the outcome's own table.
-fn moment(row: &Row, partitions: &mut Vec<(String, i32)>, order: &mut EventOrder) -> Moment {
-    let (topic, number) = order.partition(row);
-    let known = partitions.iter().position(|(t, n)| *t == **topic && n == number);
-    let partition = known.unwrap_or_else(|| {
-        partitions.push((topic.to_string(), *number));
-        partitions.len() - 1
-    });
-    Moment { event_time: row.event_time, source: row.source, partition: partition as u32, offset: row.offset }
+/// The partitions of an outcome's events by numbers of its own, which go into the checkpoint with their names.
+#[derive(Default)]
+struct Partitions {
+    /// Names by the numbers in [`Moment`].
+    names: Vec<(String, i32)>,
+    /// Those numbers by the numbers of this process.
+    known: Vec<Option<u32>>,
+}
+
+impl Partitions {
+    /// The place of a row.
+    fn moment(&mut self, row: &Row, order: &mut EventOrder) -> Moment {
+        let number = row.partition as usize;
+        if self.known.len() <= number {
+            self.known.resize(number + 1, None);
+        }
+        let partition = self.known[number].unwrap_or_else(|| self.meet(order.partition(row)));
+        self.known[number] = Some(partition);
+        Moment { event_time: row.event_time, source: row.source, partition, offset: row.offset }
+    }
+
+    fn meet(&mut self, (topic, number): &(Arc<str>, i32)) -> u32 {
+        let found = self.names.iter().position(|(t, n)| *t == **topic && n == number);
+        found.unwrap_or_else(|| {
+            self.names.push((topic.to_string(), *number));
+            self.names.len() - 1
+        }) as u32
+    }
+
+    /// What moments are ordered by.
+    fn place<'a>(&'a self, at: &Moment) -> (EventTime, u16, &'a (String, i32), i64) {
+        (at.event_time, at.source, &self.names[at.partition as usize], at.offset)
+    }
 }
 
 impl Join {

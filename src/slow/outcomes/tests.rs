@@ -2,7 +2,6 @@
 //! taken back; and what is left of an outcome when the window has moved on.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray};
 use arrow::datatypes::{Field, Schema};
@@ -13,7 +12,7 @@ use proptest::prelude::*;
 use super::standing::Tally;
 use super::*;
 use crate::metrics::recorder;
-use crate::sources::Partitions;
+use crate::sources::Partitions as Numbers;
 
 const WINDOW: i64 = 250;
 const TOPICS: [&str; 2] = ["b", "a"];
@@ -98,7 +97,7 @@ fn batches(events: &[Event], numbers: [u32; 2], order: &mut EventOrder) -> BTree
 
 /// The order of events in a process that met the topics in this order, and the topics' numbers.
 fn process(met: [usize; 2]) -> (EventOrder, [u32; 2]) {
-    let partitions = Arc::new(Partitions::default());
+    let partitions = Arc::new(Numbers::default());
     let mut numbers = [0; 2];
     met.into_iter().for_each(|topic| numbers[topic] = partitions.number(TOPICS[topic], 0));
     (EventOrder::new(partitions), numbers)
