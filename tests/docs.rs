@@ -52,3 +52,16 @@ fn links(page: &str) -> Vec<String> {
     }
     found
 }
+
+/// A page that speaks of a metric speaks of one that is there.
+#[test]
+fn metrics_that_pages_name_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("docs/operations.md")).expect("the page is there");
+    let word = |c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    let named: Vec<&str> = text.split(word).filter(|word| word.starts_with("millstream_")).collect();
+    assert!(named.len() > 10, "only {named:?}");
+    for name in named {
+        assert!(millstream::metrics::catalogue::CATALOGUE.iter().any(|metric| metric.name == name), "`{name}`");
+    }
+}
