@@ -23,7 +23,7 @@ test: ## install what the tests need, start it, run every test
 bench: ## measure against the bare loop and the copy loop, on a local broker
 	@benches/run.sh
 
-kafka-up: ## start Apache Kafka on 127.0.0.1:29092
+kafka-up: ## start Apache Kafka on 127.0.0.1:39092
 	@deploy/kafka.sh up
 
 kafka-down: ## stop it
