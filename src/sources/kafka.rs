@@ -13,11 +13,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use millstream_operators::kinds::Kind;
+use rdkafka::consumer::BaseConsumer;
 
 use super::{Connection, Connector, SourceError, Start};
-use crate::kafka::{self, ClientError, OptionError, Options, Side};
+use crate::kafka::{self, ClientError, Context, OptionError, Options, Side};
 
 mod connect;
 mod read;
@@ -83,12 +85,31 @@ impl Connector for KafkaSource {
         let consumer = kafka::open_consumer(&config, format!("source {name}")).map_err(fail)?;
         let (source, status) = (self.clone(), start.status.clone());
         let run = move || {
-            let result = watch::run(&source, Arc::new(consumer), start);
+            let consumer = Arc::new(consumer);
+            let result = watch::run(&source, consumer.clone(), start);
+            close(consumer);
             status.set_connection(Connection::Ended);
             result
         };
         let thread = thread::Builder::new().name(format!("source-{name}")).spawn(run);
         thread.map_err(|error| fail(ClientError::Settings(format!("no thread to be had: {error}"))))
+    }
+}
+
+/// How long the end of a source waits for its client to take leave of the brokers.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
+
+/// Drops the last hold of a client. It takes leave of its brokers, and waits for those that are away however long that is:
+/// so it does it on a thread that nobody waits for longer than [`CLOSE_WAIT`].
+fn close(consumer: Arc<BaseConsumer<Context>>) {
+    let (closed, wait) = crossbeam_channel::bounded::<()>(1);
+    let close = move || {
+        drop(consumer);
+        drop(closed);
+    };
+    if thread::Builder::new().name("kafka-close".into()).spawn(close).is_ok() {
+        // The sender's end is the answer; none in time is as good.
+        let _closed = wait.recv_timeout(CLOSE_WAIT);
     }
 }
 
