@@ -119,7 +119,12 @@ impl ClientContext for Context {
         }
         let kind = if super::is_silence(code) { SILENCE.to_owned() } else { format!("{code:?}") };
         if let Some(suppressed) = self.quiet.say(&kind) {
-            tracing::warn!(client = %self.client, error = ?code, suppressed, "{}", tidy(reason));
+            // librdkafka counts brokers that it has not met yet: `0/2 brokers are down` says that none answers.
+            let said = match code {
+                RDKafkaErrorCode::AllBrokersDown => "no broker answers; trying again".to_owned(),
+                _ => tidy(reason),
+            };
+            tracing::warn!(client = %self.client, error = ?code, suppressed, "{said}");
         }
     }
 
