@@ -6,7 +6,7 @@ export MILLSTREAM_CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cac
 CARGO ?= cargo
 BIN := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/debug/millstream
 
-.PHONY: help demo test bench build kafka-up kafka-down clean-cache
+.PHONY: help demo test chaos bench build kafka-up kafka-down clean-cache
 
 help: ## show the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -19,6 +19,9 @@ demo: ## flight delays: the year 2013 of New York's airports, with no broker
 
 test: ## install what the tests need, start it, run every test
 	@deploy/test.sh
+
+chaos: ## kill a job on a real broker again and again: KILLS=300 SEED=...
+	@KILLS=$${KILLS:-300} deploy/test.sh --test tests -- chaos --nocapture
 
 bench: ## measure against the bare loop and the copy loop, on a local broker
 	@benches/run.sh

@@ -29,6 +29,18 @@ pub fn worker_of(key_group: u16, workers: usize) -> usize {
     key_group as usize * workers / KEY_GROUPS
 }
 
+/// The key groups that worker `worker` of `workers` owns.
+///
+/// ```
+/// use millstream_operators::key::{groups_of, worker_of};
+/// assert_eq!(groups_of(0, 3), 0..86);
+/// assert!((0..256).all(|group| groups_of(worker_of(group, 3), 3).contains(&(group as usize))));
+/// ```
+pub fn groups_of(worker: usize, workers: usize) -> std::ops::Range<usize> {
+    let first = |worker: usize| (worker * KEY_GROUPS).div_ceil(workers.max(1));
+    first(worker)..first(worker + 1)
+}
+
 /// Writes the key texts of a batch, row by row.
 #[derive(Debug, Clone)]
 pub struct KeyColumns {

@@ -34,7 +34,7 @@ impl Outputs {
 /// An operator of the dataflow. One instance lives on each worker and sees the rows whose key group is the worker's.
 ///
 /// The runtime calls [`process`](Operator::process) with rows of the open epoch only, so the state is exactly the end of
-/// the epoch when it calls [`save`](Operator::save).
+/// the epoch when it calls [`save_changes`](Operator::save_changes).
 pub trait Operator {
     /// Takes a batch that arrived on input `port`.
     fn process(&mut self, port: usize, batch: Batch, out: &mut Outputs);
@@ -60,10 +60,11 @@ pub trait Operator {
         false
     }
 
-    /// Gives the state as (key group, bytes), whole. Nothing for an operator without state.
-    fn save(&self, _give: &mut dyn FnMut(u16, Vec<u8>)) {}
+    /// Gives what has changed since the last call as [`rows`](crate::state::rows) by key group. Called when an epoch has been
+    /// closed. Nothing for an operator without state.
+    fn save_changes(&mut self, _give: &mut dyn FnMut(u16, Vec<u8>)) {}
 
-    /// Takes back what [`save`](Operator::save) gave for one key group.
+    /// Takes back rows of one key group, the oldest first.
     ///
     /// # Errors
     /// If the bytes were not written by this operator with this definition.

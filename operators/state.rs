@@ -1,14 +1,18 @@
 //! Keyed state: the one interface behind which every stateful operator keeps what it remembers.
 //!
 //! Slots lie in a slab of chunks that never move; 256 index maps (one a key group) point into it, so no insert ever
-//! rehashes everything. A key group is saved and loaded as one blob: any number of workers can take up a checkpoint.
+//! rehashes everything. State leaves and comes back as [`rows`] by key group, so any number of workers can take up a
+//! checkpoint. A key that changed is remembered until its change has been given: a checkpoint costs what has changed, not
+//! what there is.
 
 use std::collections::VecDeque;
 
 use hashbrown::HashTable;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::key::{KEY_GROUPS, hash, key_group};
+
+pub mod rows;
 
 /// State that can't be taken back.
 #[derive(Debug, Clone, thiserror::Error, PartialEq)]
@@ -56,6 +60,10 @@ impl KeyBytes {
 struct Slot<S> {
     hash: u64,
     key: KeyBytes,
+    /// Changed since the changes were last given.
+    changed: bool,
+    /// Given at least once, or loaded: its end has to be told.
+    given: bool,
     state: S,
 }
 
@@ -80,6 +88,10 @@ pub struct KeyedState<S> {
     len: usize,
     /// Where the next [`sweep`](KeyedState::sweep) goes on.
     swept: usize,
+    /// Slots that have changed; a slot that was emptied meanwhile says so itself.
+    changed: Vec<u32>,
+    /// Keys that are gone since the changes were last given.
+    removed: Vec<(u16, Box<[u8]>)>,
 }
 
 const CHUNK: usize = 1024;
@@ -105,6 +117,8 @@ impl<S> KeyedState<S> {
             free: VecDeque::new(),
             len: 0,
             swept: 0,
+            changed: Vec::new(),
+            removed: Vec::new(),
         }
     }
 
@@ -154,7 +168,12 @@ impl<S> KeyedState<S> {
     /// If its key was removed.
     pub fn at_mut(&mut self, place: Place) -> &mut S {
         let slot = self.slots[place.0 as usize / CHUNK][place.0 as usize % CHUNK].as_mut();
-        &mut slot.expect("a place names an occupied slot").state
+        let slot = slot.expect("a place names an occupied slot");
+        if !slot.changed {
+            slot.changed = true;
+            self.changed.push(place.0);
+        }
+        &mut slot.state
     }
 
     /// The key at a place.
@@ -189,7 +208,9 @@ impl<S> KeyedState<S> {
                 ((chunks - 1) * CHUNK + chunk.len() - 1) as u32
             }
         };
-        self.slots[at as usize / CHUNK][at as usize % CHUNK] = Some(Slot { hash, key: KeyBytes::new(key), state });
+        let slot = Slot { hash, key: KeyBytes::new(key), changed: true, given: false, state };
+        self.slots[at as usize / CHUNK][at as usize % CHUNK] = Some(slot);
+        self.changed.push(at);
         let slots = &self.slots;
         let hash_of = |at: &u32| {
             let slot = slots[*at as usize / CHUNK][*at as usize % CHUNK].as_ref();
@@ -205,7 +226,8 @@ impl<S> KeyedState<S> {
         self.slots.iter().flatten().flatten().map(|slot| (slot.key.as_slice(), &slot.state))
     }
 
-    /// Keeps the keys for which `keep` says true; gives the number of keys removed.
+    /// Keeps the keys for which `keep` says true; gives the number of keys removed. What `keep` changes in a state that it
+    /// keeps is not known as a change.
     pub fn retain(&mut self, keep: impl FnMut(&[u8], &mut S) -> bool) -> usize {
         let all = self.slots.iter().map(Vec::len).sum();
         self.swept = 0;
@@ -226,6 +248,9 @@ impl<S> KeyedState<S> {
                 continue;
             }
             let hash = slot.hash;
+            if slot.given {
+                self.removed.push((key_group(hash), slot.key.as_slice().into()));
+            }
             let table = &mut self.index[key_group(hash) as usize];
             if let Ok(entry) = table.find_entry(within_group(hash), |other| *other as usize == at) {
                 entry.remove();
@@ -247,11 +272,8 @@ impl<S: Default> KeyedState<S> {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct Saved<K, S>(K, S);
-
 impl<S: Serialize + DeserializeOwned> KeyedState<S> {
-    /// Gives every non-empty key group as bytes; keys in byte order, so equal state gives equal bytes.
+    /// Gives every non-empty key group as [`rows`], whole; keys in byte order, so equal state gives equal bytes.
     pub fn save(&self, give: &mut dyn FnMut(u16, Vec<u8>)) {
         for (group, index) in self.index.iter().enumerate() {
             if index.is_empty() {
@@ -259,14 +281,38 @@ impl<S: Serialize + DeserializeOwned> KeyedState<S> {
             }
             let mut slots: Vec<&Slot<S>> = index.iter().map(|at| self.slot(*at)).collect();
             slots.sort_by(|a, b| a.key.as_slice().cmp(b.key.as_slice()));
-            let rows: Vec<Saved<&[u8], &S>> =
-                slots.iter().map(|slot| Saved(slot.key.as_slice(), &slot.state)).collect();
-            let bytes = postcard::to_allocvec(&rows).expect("state types serialize into memory");
-            give(group as u16, bytes);
+            let mut written = rows::Writer::default();
+            for slot in slots {
+                written.put(slot.key.as_slice(), |bytes| encode(&slot.state, bytes));
+            }
+            give(group as u16, written.finish());
         }
     }
 
-    /// Takes back a key group that [`save`](KeyedState::save) gave.
+    /// Gives what has changed since the last call, or since the start, as [`rows`] of each key group with a change, in the
+    /// order of the groups. A key that came and went in between is not mentioned.
+    pub fn save_changes(&mut self, give: &mut dyn FnMut(u16, Vec<u8>)) {
+        let mut groups: std::collections::BTreeMap<u16, rows::Writer> = std::collections::BTreeMap::new();
+        // Keys that are gone come first: one may have come again.
+        for (group, key) in self.removed.drain(..) {
+            groups.entry(group).or_default().remove(&key);
+        }
+        for at in self.changed.drain(..) {
+            let Some(slot) = &mut self.slots[at as usize / CHUNK][at as usize % CHUNK] else { continue };
+            if !std::mem::take(&mut slot.changed) {
+                continue;
+            }
+            slot.given = true;
+            let written = groups.entry(key_group(slot.hash)).or_default();
+            written.put(slot.key.as_slice(), |bytes| encode(&slot.state, bytes));
+        }
+        for (group, written) in groups {
+            give(group, written.finish());
+        }
+    }
+
+    /// Takes back rows of a key group that [`save`](KeyedState::save) or [`save_changes`](KeyedState::save_changes) gave;
+    /// later changes over earlier ones.
     ///
     /// # Errors
     /// If the bytes do not decode.
@@ -286,19 +332,61 @@ impl<S: Serialize + DeserializeOwned> KeyedState<S> {
         check: impl Fn(&S) -> Result<(), String>,
     ) -> Result<(), StateError> {
         let corrupt = |detail| StateError::Corrupt { key_group: group, detail };
-        let rows: Vec<Saved<Vec<u8>, S>> = postcard::from_bytes(bytes).map_err(|error| corrupt(error.to_string()))?;
-        for Saved(key, state) in rows {
-            check(&state).map_err(corrupt)?;
-            let hash = hash(&key);
-            match self.find(hash, &key) {
-                Some(place) => *self.at_mut(place) = state,
-                None => {
-                    self.insert(hash, &key, state);
-                }
+        for row in rows::read(bytes) {
+            let (key, value) = row.map_err(corrupt)?;
+            let hash = hash(key);
+            if key_group(hash) != group {
+                return Err(corrupt("a key is of another key group".to_string()));
             }
+            let known = self.find(hash, key);
+            let Some(value) = value else {
+                if let Some(place) = known {
+                    self.forget(place);
+                }
+                continue;
+            };
+            let state: S = postcard::from_bytes(value).map_err(|error| corrupt(error.to_string()))?;
+            check(&state).map_err(corrupt)?;
+            let place = match known {
+                Some(place) => place,
+                None => {
+                    let place = self.insert(hash, key, state);
+                    self.settle(place, None);
+                    continue;
+                }
+            };
+            self.settle(place, Some(state));
         }
         Ok(())
     }
+
+    /// What a checkpoint knows is no change.
+    fn settle(&mut self, place: Place, state: Option<S>) {
+        let slot = self.slots[place.0 as usize / CHUNK][place.0 as usize % CHUNK].as_mut();
+        let slot = slot.expect("a place names an occupied slot");
+        (slot.changed, slot.given) = (false, true);
+        if let Some(state) = state {
+            slot.state = state;
+        }
+    }
+
+    /// Removes a key that a checkpoint says is gone.
+    fn forget(&mut self, place: Place) {
+        let at = place.0 as usize;
+        let hash = self.slot(place.0).hash;
+        let table = &mut self.index[key_group(hash) as usize];
+        if let Ok(entry) = table.find_entry(within_group(hash), |other| *other as usize == at) {
+            entry.remove();
+        }
+        self.slots[at / CHUNK][at % CHUNK] = None;
+        self.free.push_back(place.0);
+        self.len -= 1;
+    }
+}
+
+fn encode<S: Serialize>(state: &S, bytes: &mut Vec<u8>) {
+    let taken = std::mem::take(bytes);
+    *bytes = postcard::to_extend(state, taken).expect("state types serialize into memory");
 }
 
 #[cfg(test)]
@@ -355,7 +443,46 @@ mod tests {
         }
         assert_eq!(saved(&back), saved(&one));
         assert!(matches!(back.load(3, &[9, 9, 9]), Err(StateError::Corrupt { key_group: 3, .. })));
-        let refused = back.load_checked(0, &saved(&one)[0].1, |_| Err("of another shape".into()));
+        let (group, bytes) = &saved(&one)[0];
+        let refused = back.load_checked(*group, bytes, |_| Err("of another shape".into()));
         assert!(refused.is_err());
+        assert!(back.load(group + 1, bytes).is_err(), "keys of another group");
+    }
+
+    #[test]
+    fn changes_add_up_to_the_state() {
+        let mut state: KeyedState<u64> = KeyedState::new();
+        let mut copy: KeyedState<u64> = KeyedState::new();
+        let mut seed = 7_u64;
+        let mut next = |end: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) % end
+        };
+        let whole = |state: &KeyedState<u64>| {
+            let mut all = Vec::new();
+            state.save(&mut |group, bytes| all.push((group, bytes)));
+            all
+        };
+        for round in 0..50 {
+            for _ in 0..next(200) {
+                *state.entry(&next(300).to_le_bytes()) += round;
+            }
+            state.sweep(next(200) as usize, |_, value| *value % 5 != 1);
+            let mut given = Vec::new();
+            state.save_changes(&mut |group, bytes| given.push((group, bytes)));
+            if round % 10 == 9 {
+                // A copy made from the whole takes up later changes as well.
+                copy = KeyedState::new();
+                whole(&state).iter().for_each(|(group, bytes)| copy.load(*group, bytes).unwrap());
+            } else {
+                given.iter().for_each(|(group, bytes)| copy.load(*group, bytes).unwrap());
+            }
+            assert_eq!(whole(&state), whole(&copy), "round {round}");
+            assert_eq!(state.len(), copy.len());
+            let mut again = 0;
+            state.save_changes(&mut |_, _| again += 1);
+            copy.save_changes(&mut |_, _| again += 1);
+            assert_eq!(again, 0, "nothing has changed since");
+        }
     }
 }

@@ -1,136 +1,118 @@
-//! Checkpoints: where a stopped job goes on.
+//! Checkpoints: where a job goes on, stopped or killed.
 //!
 //! A checkpoint is everything that a job knew at the end of an epoch: how far each source was read, the state of every
-//! node by key group, the slow lane, how long each sink's file was. It lies in the job's state folder as two files:
+//! node by key group, how long each file sink was, and the outputs of the epochs that have not reached Kafka or the
+//! offline store for good (the *outbox*). It lies in the job's state folder:
 //!
 //! ```text
-//! state/lock                 held by the running job, so that there is only one
-//! state/seg/<epoch>.seg      the state: blocks of (node, key group, bytes), each with its checksum
-//! state/manifest/<epoch>.json  the rest, readable, with the length and the checksum of the segment
+//! state/lock                      held by the running job, so that there is only one
+//! state/generation                how often the job has been started
+//! state/seg/<generation>-<epoch>.seg   blocks of what changed, epoch after epoch, each with its checksum
+//! state/seg/base-<epoch>.seg      the state of all nodes at the end of an epoch, merged from what was before
+//! state/manifest/<epoch>.json     the rest, readable, with the names, lengths and checksums of the segments
 //! ```
 //!
-//! The manifest is the commit point. The segment is written and synced first, then the manifest appears under its name at
-//! once and only if there is none of that name. A crash before leaves the checkpoint before; what it leaves behind is
-//! swept by the next one. Loading takes the newest manifest and checks every byte; what is wrong with it is an error with
-//! the name of the file and the block, never a silent step back to an older one, which would repeat output.
+//! **The manifest is the only commit point.** Blocks are appended to the segment and synced first, then the manifest appears
+//! under its name at once and only if there is none of that name. A crash before leaves the checkpoint before. Everything
+//! outside (Kafka transactions, Delta commits) follows the manifest and is done again from the outbox if a crash came in
+//! between. Loading takes the newest manifest and checks every byte; what is wrong with it is an error with the name of the
+//! file and the block, never a silent step back to an older one, which would repeat output.
+//!
+//! A checkpoint costs what has changed since the one before. A thread of its own merges changes into a new base when there
+//! are about as many of them as there is state, and files that no kept manifest names are removed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
 
-use crate::metrics::catalogue::{
-    CHECKPOINT_BYTES, CHECKPOINT_DURATION, CHECKPOINT_EPOCH, CHECKPOINT_LAST, CHECKPOINTS,
-};
 use crate::sources::Positions;
+use compact::Compaction;
+use error::tried;
+use manifest::Manifest;
+use segment::{Appender, Summary};
 
+mod compact;
+mod error;
 mod manifest;
+pub mod report;
 mod segment;
 
-/// The format this build writes, and the newest it reads.
-pub const FORMAT: u32 = 1;
+pub use error::CheckpointError;
+pub use manifest::Base;
+
+/// The format this build writes and reads.
+pub const FORMAT: u32 = 2;
 /// Checkpoints that are kept.
 const KEPT: usize = 2;
 
-/// A node's state by key group.
-pub type NodeState = BTreeMap<u16, Vec<u8>>;
+/// A node's state: for each key group its [rows](millstream_operators::state::rows), the oldest first.
+pub type NodeState = BTreeMap<u16, Vec<Vec<u8>>>;
 
 /// Newest event times by (topic or file, partition).
 pub type EventTimes = BTreeMap<(String, i32), i64>;
 
-/// What a job knew at the end of an epoch. The default is a job that has not begun.
+/// What a block holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Rows of a node's state; the part is the key group.
+    State,
+    /// Records of a sink that are not committed yet; the part is the writer.
+    Outbox,
+    /// Rows of an offline table that are not committed yet; the part is the worker.
+    Offline,
+}
+
+/// A piece of a checkpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Block {
+    /// What it holds.
+    pub kind: Kind,
+    /// The node, sink or table.
+    pub name: Arc<str>,
+    /// Which part of it.
+    pub part: u16,
+    /// The epoch in which it came to be.
+    pub epoch: u64,
+    /// What it holds.
+    pub bytes: Vec<u8>,
+}
+
+/// Whatever must be done again if it was not done: (epoch, bytes), in order.
+pub type Pending = Vec<(u64, Vec<u8>)>;
+
+/// What a job knew at the end of an epoch, but for the state of its nodes.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Checkpoint {
+pub struct Progress {
     /// The epoch that had ended; 0 for a job that has not begun.
     pub epoch: u64,
-    /// How often the job had been started, from 1.
-    pub generation: u64,
-    /// Digest of the topology's definitions.
-    pub topology: String,
     /// Where each source goes on, by its name.
     pub positions: BTreeMap<String, Positions>,
     /// The newest event time of each partition of each source.
     pub event_times: BTreeMap<String, EventTimes>,
-    /// How much each sink held, by its name.
+    /// How much each file sink held, by its name.
     pub sinks: BTreeMap<String, u64>,
-    /// Counts that go on over starts.
-    pub counters: BTreeMap<String, u64>,
+    /// For each [effect](effect_name) the newest epoch that was known to be committed.
+    pub committed: BTreeMap<String, u64>,
+}
+
+/// The name under which a manifest says how far part `part` of sink or table `name` is committed.
+pub fn effect_name(name: &str, part: u16) -> String {
+    format!("{name}/{part}")
+}
+
+/// A checkpoint to go on from. The default is a job that has not begun.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Checkpoint {
+    /// What is readable in the manifest.
+    pub progress: Progress,
     /// The state of each node, by its name.
     pub nodes: BTreeMap<String, NodeState>,
-    /// The slow lane.
-    pub slow: Option<Vec<u8>>,
-}
-
-/// A checkpoint that can't be written or taken up.
-#[derive(Debug, thiserror::Error)]
-pub enum CheckpointError {
-    /// Another process works with the folder.
-    #[error("{folder}: {holder} is running this job; stop it first, or give the job another state folder")]
-    Locked {
-        /// The state folder.
-        folder: String,
-        /// The other process.
-        holder: String,
-    },
-    /// The file system refused.
-    #[error("{doing} {path}: {source}")]
-    Io {
-        /// What was tried.
-        doing: &'static str,
-        /// With which file.
-        path: String,
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// A file is not what was written.
-    #[error("{path}: {detail}; the checkpoint is damaged. Restore the file, or start the job anew with `--fresh`")]
-    Corrupt {
-        /// The file.
-        path: String,
-        /// What is wrong with it, and with which block.
-        detail: String,
-    },
-    /// The folder belongs to another job.
-    #[error("{path}: this is the state of job `{found}`, not of `{wanted}`; give each job a state folder of its own")]
-    OtherJob {
-        /// The manifest.
-        path: String,
-        /// Whose state it is.
-        found: String,
-        /// Who asked.
-        wanted: String,
-    },
-    /// The topology has changed.
-    #[error(
-        "{path}: the topology has changed since this checkpoint of epoch {epoch}; \
-         put the old definitions back, or start the job anew with `--fresh`"
-    )]
-    OtherTopology {
-        /// The manifest.
-        path: String,
-        /// Its epoch.
-        epoch: u64,
-    },
-    /// A newer build wrote it.
-    #[error("{path}: format {found} was written by a newer Millstream; this one reads format {FORMAT}")]
-    Newer {
-        /// The manifest.
-        path: String,
-        /// The format.
-        found: u32,
-    },
-    /// There is a checkpoint of that epoch.
-    #[error("{path}: there is a checkpoint of this epoch already; it was not replaced")]
-    Exists {
-        /// The manifest.
-        path: String,
-    },
-}
-
-/// The result of an operation on a file, with what was tried.
-fn tried<T>(result: io::Result<T>, doing: &'static str, path: &Path) -> Result<T, CheckpointError> {
-    result.map_err(|source| CheckpointError::Io { doing, path: path.display().to_string(), source })
+    /// Records by sink and writer.
+    pub outbox: BTreeMap<(String, u16), Pending>,
+    /// Rows by table: (epoch, bytes), by epoch and worker.
+    pub offline: BTreeMap<String, Pending>,
 }
 
 /// A job's state folder, locked for as long as this lives.
@@ -138,19 +120,45 @@ fn tried<T>(result: io::Result<T>, doing: &'static str, path: &Path) -> Result<T
 pub struct Store {
     folder: PathBuf,
     job: String,
+    topology: String,
+    id: String,
+    generation: u64,
+    base: Option<Base>,
+    /// Segments that the next manifest names, oldest first, without the open one.
+    closed: Vec<Summary>,
+    open: Option<Appender>,
+    /// The files that each kept manifest names.
+    kept: VecDeque<(u64, BTreeSet<String>)>,
+    compaction: Option<Compaction>,
+    swept: bool,
     _lock: File,
 }
 
 impl Store {
-    /// Takes the state folder of `job`, making it if it is not there.
+    /// Takes the state folder of `job`, making it if it is not there. `topology` is the digest of its definitions.
     ///
     /// # Errors
     /// If another process holds it, or the file system refuses.
-    pub fn open(folder: &Path, job: &str) -> Result<Store, CheckpointError> {
+    pub fn open(folder: &Path, job: &str, topology: &str) -> Result<Store, CheckpointError> {
         for folder in [folder.join("manifest"), folder.join("seg")] {
             tried(fs::create_dir_all(&folder), "make", &folder)?;
         }
-        Ok(Store { folder: folder.to_path_buf(), job: job.to_string(), _lock: lock(folder)? })
+        let lock = lock(folder)?;
+        let generation = next_generation(folder)?;
+        Ok(Store {
+            folder: folder.to_path_buf(),
+            job: job.to_string(),
+            topology: topology.to_string(),
+            id: new_id(),
+            generation,
+            base: None,
+            closed: Vec::new(),
+            open: None,
+            kept: VecDeque::new(),
+            compaction: None,
+            swept: false,
+            _lock: lock,
+        })
     }
 
     /// Removes all checkpoints of a state folder, and nothing else that may lie there.
@@ -172,65 +180,61 @@ impl Store {
         Ok(())
     }
 
-    /// The newest checkpoint, every byte of it checked; `None` if the job has none. `topology` is the digest of the
-    /// definitions as they are now.
+    /// How often the job has been started in this folder.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// What tells this life of the job, from a fresh start on, from all others.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The newest checkpoint, every byte of it checked; `None` if the job has none.
     ///
     /// # Errors
-    /// If it is damaged, of another job, of another topology or of a newer format.
-    pub fn load(&self, topology: &str) -> Result<Option<Checkpoint>, CheckpointError> {
-        let Some(epoch) = self.epochs()?.pop() else { return Ok(None) };
-        let path = self.manifest(epoch);
-        let corrupt =
-            |path: &Path, detail: String| CheckpointError::Corrupt { path: path.display().to_string(), detail };
-        let text = tried(fs::read(&path), "read", &path)?;
-        let written = path.display().to_string();
-        if let Some(found) = manifest::format(&text).filter(|found| *found > FORMAT) {
-            return Err(CheckpointError::Newer { path: written, found });
-        }
-        let manifest = manifest::Manifest::parse(&text).map_err(|detail| corrupt(&path, detail))?;
+    /// If it is damaged, of another job, of another topology or of another format.
+    pub fn load(&mut self) -> Result<Option<Checkpoint>, CheckpointError> {
+        let Some(epoch) = epochs(&self.folder)?.pop() else { return Ok(None) };
+        let manifest = Manifest::read(&self.folder, epoch)?;
+        let path = manifest_path(&self.folder, epoch).display().to_string();
         if manifest.job != self.job {
             let (found, wanted) = (manifest.job, self.job.clone());
-            return Err(CheckpointError::OtherJob { path: written, found, wanted });
+            return Err(CheckpointError::OtherJob { path, found, wanted });
         }
-        if manifest.epoch != epoch {
-            return Err(corrupt(&path, format!("the manifest is of epoch {}", manifest.epoch)));
+        if manifest.topology != self.topology {
+            return Err(CheckpointError::OtherTopology { path, epoch });
         }
-        if manifest.topology != topology {
-            return Err(CheckpointError::OtherTopology { path: written, epoch });
-        }
-        let path = self.segment(epoch);
-        let bytes = tried(fs::read(&path), "read", &path)?;
-        let state = segment::parse(&bytes, &manifest.segment).map_err(|detail| corrupt(&path, detail))?;
-        CHECKPOINT_EPOCH.of([]).set(epoch as f64);
-        CHECKPOINT_BYTES.of([]).set(bytes.len() as f64);
-        Ok(Some(manifest.into_checkpoint(state)))
+        let checkpoint = assemble(&self.folder, &manifest)?;
+        self.id.clone_from(&manifest.id);
+        self.kept = VecDeque::from([(epoch, manifest.files())]);
+        (self.base, self.closed) = (manifest.base, manifest.segments);
+        Ok(Some(checkpoint))
     }
 
-    /// Makes `checkpoint` the newest, durably, and sweeps what is older than the one before.
+    /// Makes a new checkpoint: what has been, with `blocks` for what changed since the one before. When this returns, it is
+    /// durable and the newest.
     ///
     /// # Errors
-    /// If there is one of the same epoch, or the file system refuses: the checkpoint before stays the newest.
-    pub fn publish(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-        let started = Instant::now();
-        let written = self.write(checkpoint);
-        CHECKPOINTS.of([if written.is_ok() { "ok" } else { "failed" }]).increment(1);
-        let bytes = written?;
-        CHECKPOINT_DURATION.of([]).record(started.elapsed().as_secs_f64());
-        CHECKPOINT_EPOCH.of([]).set(checkpoint.epoch as f64);
-        CHECKPOINT_BYTES.of([]).set(bytes as f64);
-        CHECKPOINT_LAST.of([]).set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
-        Ok(())
-    }
-
-    /// Writes and publishes; gives the bytes of the state.
-    fn write(&self, checkpoint: &Checkpoint) -> Result<u64, CheckpointError> {
-        let path = self.manifest(checkpoint.epoch);
+    /// If there is one of the same epoch, or the file system refuses: the checkpoint before stays the newest, and the call
+    /// may be repeated with the same blocks and more.
+    pub fn publish(&mut self, progress: &Progress, blocks: &[Block]) -> Result<Published, CheckpointError> {
+        let path = manifest_path(&self.folder, progress.epoch);
         if path.exists() {
             return Err(CheckpointError::Exists { path: path.display().to_string() });
         }
-        let summary = self.write_segment(checkpoint)?;
-        let bytes = summary.bytes;
-        let text = manifest::Manifest::new(&self.job, checkpoint, summary).text();
+        let bytes = self.append(progress.epoch, blocks)?;
+        self.take_base()?;
+        self.drop_covered(&progress.committed);
+        let open = self.open.iter().map(Appender::summary);
+        let manifest = Manifest::new(
+            (&self.job, &self.id, &self.topology, self.generation),
+            progress,
+            self.base.clone(),
+            self.closed.iter().cloned().chain(open).collect(),
+        );
+        let files = manifest.files();
+        let text = manifest.text();
         let draft = path.with_extension("tmp");
         let mut file = tried(File::create(&draft), "make", &draft)?;
         tried(file.write_all(&text).and_then(|()| file.sync_all()), "write", &draft)?;
@@ -241,79 +245,236 @@ impl Store {
             }
             result => tried(result, "publish", &path)?,
         }
-        self.sync_folder("manifest")?;
-        self.sweep(checkpoint.epoch)?;
-        Ok(bytes)
+        sync_folder(&self.folder, "manifest")?;
+        tried(fs::remove_file(&draft), "remove", &draft)?;
+        self.kept.push_back((progress.epoch, files));
+        self.sweep()?;
+        self.compact(progress.epoch)?;
+        Ok(Published { bytes: bytes + text.len() as u64 })
     }
 
-    fn write_segment(&self, checkpoint: &Checkpoint) -> Result<segment::Summary, CheckpointError> {
-        let path = self.segment(checkpoint.epoch);
-        let draft = path.with_extension("tmp");
-        let file = tried(File::create(&draft), "make", &draft)?;
-        let mut writer = segment::Writer::new(io::BufWriter::with_capacity(1 << 20, file));
-        let written = writer.state(&checkpoint.nodes, checkpoint.slow.as_deref()).and_then(|()| writer.finish());
-        let (summary, file) = tried(written, "write", &draft)?;
-        tried(
-            file.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| file.sync_all()),
-            "write",
-            &draft,
-        )?;
-        // An older segment of this name has no manifest, or there would be no second checkpoint of the epoch.
-        tried(fs::rename(&draft, &path), "name", &path)?;
-        self.sync_folder("seg")?;
-        Ok(summary)
-    }
-
-    fn sync_folder(&self, name: &str) -> Result<(), CheckpointError> {
-        let folder = self.folder.join(name);
-        tried(File::open(&folder).and_then(|folder| folder.sync_all()), "sync", &folder)
-    }
-
-    /// Removes all but the newest checkpoints, and what crashes have left.
-    fn sweep(&self, newest: u64) -> Result<(), CheckpointError> {
-        let epochs = self.epochs()?;
-        let kept = &epochs[epochs.len().saturating_sub(KEPT)..];
-        for old in epochs.iter().filter(|epoch| !kept.contains(epoch)) {
-            let path = self.manifest(*old);
-            tried(fs::remove_file(&path), "remove", &path)?;
+    /// Appends blocks to the open segment and syncs it.
+    fn append(&mut self, epoch: u64, blocks: &[Block]) -> Result<u64, CheckpointError> {
+        if blocks.is_empty() {
+            return Ok(0);
         }
-        debug_assert!(kept.contains(&newest), "the newest checkpoint was just published");
-        for name in ["manifest", "seg"] {
-            let folder = self.folder.join(name);
-            for entry in tried(fs::read_dir(&folder), "list", &folder)? {
-                let path = tried(entry, "list", &folder)?.path();
-                let draft = path.extension().is_some_and(|extension| extension == "tmp");
-                let orphan = path.extension().is_some_and(|extension| extension == "seg")
-                    && !epoch_of(&path).is_some_and(|epoch| kept.contains(&epoch));
-                if draft || orphan {
-                    tried(fs::remove_file(&path), "remove", &path)?;
+        let mut made = false;
+        if self.open.as_ref().is_none_or(Appender::is_broken) {
+            self.closed.extend(self.open.take().filter(Appender::has_blocks).map(|open| open.summary()));
+            let name = format!("{}-{epoch}.seg", self.generation);
+            let path = self.folder.join("seg").join(&name);
+            self.open = Some(tried(Appender::create(&path, &name), "make", &path)?);
+            made = true;
+        }
+        let Some(open) = &mut self.open else { return Ok(0) };
+        let path = self.folder.join("seg").join(open.name());
+        let written = tried(open.append(blocks), "write", &path)?;
+        if made {
+            sync_folder(&self.folder, "seg")?;
+        }
+        Ok(written)
+    }
+
+    /// Takes up a base that has been merged meanwhile.
+    fn take_base(&mut self) -> Result<(), CheckpointError> {
+        if let Some(merged) = self.compaction.as_mut().and_then(Compaction::take) {
+            self.compaction = None;
+            match merged {
+                Ok(base) => {
+                    sync_folder(&self.folder, "seg")?;
+                    self.base = Some(base);
                 }
+                // The segments are all there still; a later try may have room or a disk that works.
+                Err(error) => tracing::warn!(%error, "changes could not be merged into a new base; trying again later"),
             }
         }
         Ok(())
     }
 
-    /// The epochs that have a manifest, in order.
-    fn epochs(&self) -> Result<Vec<u64>, CheckpointError> {
-        let folder = self.folder.join("manifest");
-        let mut epochs = Vec::new();
-        for entry in tried(fs::read_dir(&folder), "list", &folder)? {
-            let path = tried(entry, "list", &folder)?.path();
-            if path.extension().is_some_and(|extension| extension == "json") {
-                epochs.extend(epoch_of(&path));
+    /// Drops segments of which the base has the state, and the world the outputs.
+    fn drop_covered(&mut self, committed: &BTreeMap<String, u64>) {
+        let merged = self.base.as_ref().map_or(0, |base| base.epoch);
+        let floor = committed.values().copied().min().unwrap_or(u64::MAX).min(merged);
+        self.closed.retain(|segment| segment.last_epoch > floor);
+    }
+
+    /// Begins to merge if changes have grown to about what the state is, or to many files.
+    fn compact(&mut self, epoch: u64) -> Result<(), CheckpointError> {
+        let merged = self.base.as_ref().map_or(0, |base| base.epoch);
+        let later = self.closed.iter().filter(|segment| segment.last_epoch > merged);
+        let (mut files, mut bytes) = (0, 0);
+        for segment in later {
+            (files, bytes) = (files + 1, bytes + segment.state_bytes);
+        }
+        bytes += self.open.as_ref().map_or(0, |open| open.summary().state_bytes);
+        let base = self.base.as_ref().map_or(0, |base| base.segment.bytes);
+        let roll = self.open.as_ref().is_some_and(|open| open.summary().bytes > SEGMENT_BYTES_MAX);
+        let due = bytes > (base / 2).max(CHANGES_BYTES_MIN) || files > FILES_MAX;
+        if (due && self.compaction.is_none()) || roll {
+            self.closed.extend(self.open.take().filter(Appender::has_blocks).map(|open| open.summary()));
+        }
+        if due && self.compaction.is_none() {
+            let (base, segments) = (self.base.clone(), self.closed.clone());
+            let started = Compaction::start(&self.folder.join("seg"), epoch, base, segments);
+            self.compaction = Some(tried(started, "start a thread for", &self.folder)?);
+        }
+        Ok(())
+    }
+
+    /// Removes all but the newest checkpoints, and, at the first time, what crashes have left.
+    fn sweep(&mut self) -> Result<(), CheckpointError> {
+        let mut files = BTreeSet::new();
+        while self.kept.len() > KEPT
+            && let Some((epoch, named)) = self.kept.pop_front()
+        {
+            let path = manifest_path(&self.folder, epoch);
+            remove(&path)?;
+            files.extend(named);
+        }
+        let needed: BTreeSet<&String> = self.kept.iter().flat_map(|(_, named)| named).collect();
+        for name in files.iter().filter(|name| !needed.contains(name)) {
+            remove(&self.folder.join("seg").join(name))?;
+        }
+        if !std::mem::replace(&mut self.swept, true) {
+            self.sweep_leftovers()?;
+        }
+        Ok(())
+    }
+
+    fn sweep_leftovers(&self) -> Result<(), CheckpointError> {
+        let epochs: BTreeSet<u64> = self.kept.iter().map(|(epoch, _)| *epoch).collect();
+        let needed: BTreeSet<&String> = self.kept.iter().flat_map(|(_, named)| named).collect();
+        for name in ["manifest", "seg"] {
+            let folder = self.folder.join(name);
+            for entry in tried(fs::read_dir(&folder), "list", &folder)? {
+                let path = tried(entry, "list", &folder)?.path();
+                let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+                let file = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_string();
+                let leftover = match extension {
+                    "tmp" => true,
+                    "seg" => !needed.contains(&file),
+                    "json" => epoch_of(&path).is_some_and(|epoch| !epochs.contains(&epoch)),
+                    _ => false,
+                };
+                if leftover {
+                    remove(&path)?;
+                }
             }
         }
-        epochs.sort_unstable();
-        Ok(epochs)
+        Ok(())
     }
+}
 
-    fn manifest(&self, epoch: u64) -> PathBuf {
-        self.folder.join("manifest").join(format!("{epoch}.json"))
-    }
+/// What a checkpoint cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// Bytes written.
+    pub bytes: u64,
+}
 
-    fn segment(&self, epoch: u64) -> PathBuf {
-        self.folder.join("seg").join(format!("{epoch}.seg"))
+/// Changes that are worth a merge, whatever the size of the state.
+const CHANGES_BYTES_MIN: u64 = 16 << 20;
+/// Segments that are worth a merge, whatever their size.
+const FILES_MAX: usize = 16;
+/// A segment of this size is closed and another begun, so that its outputs can be forgotten.
+const SEGMENT_BYTES_MAX: u64 = 32 << 20;
+
+/// Reads the segments of a manifest.
+fn assemble(folder: &Path, manifest: &Manifest) -> Result<Checkpoint, CheckpointError> {
+    let mut checkpoint = Checkpoint { progress: manifest.progress(), ..Checkpoint::default() };
+    let merged = manifest.base.as_ref().map_or(0, |base| base.epoch);
+    let base = manifest.base.iter().map(|base| (true, &base.segment));
+    let mut offline: BTreeMap<Arc<str>, Vec<(u64, u16, Vec<u8>)>> = BTreeMap::new();
+    for (is_base, summary) in base.chain(manifest.segments.iter().map(|segment| (false, segment))) {
+        let path = folder.join("seg").join(&summary.file);
+        let done = |name: &str, part| manifest.committed.get(&effect_name(name, part)).copied().unwrap_or(0);
+        let wanted = |head: &segment::Head| match head.kind {
+            Kind::State => is_base || head.epoch > merged,
+            Kind::Outbox => head.epoch > done(&head.name, head.part),
+            Kind::Offline => head.epoch > done(&head.name, 0),
+        };
+        for block in segment::read(&path, summary, wanted)? {
+            match block.kind {
+                Kind::State => {
+                    let state = checkpoint.nodes.entry(block.name.to_string()).or_default();
+                    state.entry(block.part).or_default().push(block.bytes);
+                }
+                Kind::Outbox => {
+                    let outbox = checkpoint.outbox.entry((block.name.to_string(), block.part)).or_default();
+                    outbox.push((block.epoch, block.bytes));
+                }
+                Kind::Offline => {
+                    offline.entry(block.name).or_default().push((block.epoch, block.part, block.bytes));
+                }
+            }
+        }
     }
+    for (table, mut blocks) in offline {
+        blocks.sort_by_key(|(epoch, worker, _)| (*epoch, *worker));
+        let pending = blocks.into_iter().map(|(epoch, _, bytes)| (epoch, bytes)).collect();
+        checkpoint.offline.insert(table.to_string(), pending);
+    }
+    Ok(checkpoint)
+}
+
+fn remove(path: &Path) -> Result<(), CheckpointError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => tried(result, "remove", path),
+    }
+}
+
+fn sync_folder(folder: &Path, name: &str) -> Result<(), CheckpointError> {
+    let folder = folder.join(name);
+    tried(File::open(&folder).and_then(|folder| folder.sync_all()), "sync", &folder)
+}
+
+/// The epochs that have a manifest, in order.
+pub fn epochs(folder: &Path) -> Result<Vec<u64>, CheckpointError> {
+    let folder = folder.join("manifest");
+    let mut epochs = Vec::new();
+    for entry in tried(fs::read_dir(&folder), "list", &folder)? {
+        let path = tried(entry, "list", &folder)?.path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            epochs.extend(epoch_of(&path));
+        }
+    }
+    epochs.sort_unstable();
+    Ok(epochs)
+}
+
+fn manifest_path(folder: &Path, epoch: u64) -> PathBuf {
+    folder.join("manifest").join(format!("{epoch}.json"))
+}
+
+/// Counts a start of the job, durably.
+fn next_generation(folder: &Path) -> Result<u64, CheckpointError> {
+    let path = folder.join("generation");
+    let last = match fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse::<u64>().map_err(|_| CheckpointError::Corrupt {
+            path: path.display().to_string(),
+            detail: format!("`{}` is not a number", text.trim()),
+        })?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(source) => return Err(CheckpointError::Io { doing: "read", path: path.display().to_string(), source }),
+    };
+    let draft = path.with_extension("tmp");
+    let mut file = tried(File::create(&draft), "make", &draft)?;
+    tried(writeln!(file, "{}", last + 1).and_then(|()| file.sync_all()), "write", &draft)?;
+    tried(fs::rename(&draft, &path), "name", &path)?;
+    tried(File::open(folder).and_then(|folder| folder.sync_all()), "sync", folder)?;
+    Ok(last + 1)
+}
+
+/// A name that no other life of a job has.
+fn new_id() -> String {
+    use ring::rand::SecureRandom as _;
+    let mut bytes = [0_u8; 12];
+    // Without randomness the time still tells one start from the next.
+    if ring::rand::SystemRandom::new().fill(&mut bytes).is_err() {
+        bytes[..8].copy_from_slice(&crate::runtime::clock::now_micros().to_le_bytes());
+    }
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn epoch_of(path: &Path) -> Option<u64> {

@@ -16,6 +16,7 @@ use crate::topology::problem::{Report, Style};
 
 mod broker;
 mod check;
+mod checkpoint;
 mod consume;
 mod graph;
 mod kinds;
@@ -30,6 +31,7 @@ pub use run::run_built;
 /// Every command, in the order of the help.
 const COMMANDS: &[Entry] = &[
     entry::<check::Check>("check"),
+    entry::<checkpoint::Checkpoint>("checkpoint"),
     entry::<consume::Consume>("consume"),
     entry::<graph::Graph>("graph"),
     entry::<kinds::Kinds>("kinds"),
@@ -129,8 +131,9 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return Some(3);
     }
     if let Some(error) = cause.downcast_ref::<CheckpointError>() {
-        use CheckpointError::{Corrupt, Newer, OtherJob, OtherTopology};
-        let unusable = matches!(error, Corrupt { .. } | Newer { .. } | OtherJob { .. } | OtherTopology { .. });
+        use CheckpointError::{Corrupt, Newer, Older, OtherJob, OtherTopology};
+        let unusable =
+            matches!(error, Corrupt { .. } | Newer { .. } | Older { .. } | OtherJob { .. } | OtherTopology { .. });
         return unusable.then_some(5);
     }
     let io = cause.downcast_ref::<std::io::Error>()?;

@@ -11,6 +11,7 @@
 
 mod json;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
@@ -126,7 +127,7 @@ impl Encoder {
     /// key.
     pub fn encode(&mut self, batch: &Batch, epoch: u64) -> Records {
         let mut records = Records {
-            header_names: self.headers.names().to_vec(),
+            header_names: self.headers.names().iter().map(|name| Cow::Borrowed(*name)).collect(),
             event_times: batch.rows.iter().map(|row| row.event_time).collect(),
             ..Records::default()
         };

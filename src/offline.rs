@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 mod columns;
 mod contents;
 pub mod delta;
+pub mod pending;
 #[cfg(test)]
 mod tests;
 mod writer;

@@ -7,7 +7,7 @@
 //! ```text
 //! group by_origin ─ epoch closes ─ publish ─▶ 256 shards (a key group each): key -> [newest, ... up to 4 versions]
 //!                                                │ sweep: keys older than ttl go        ▲
-//!                                                └ save: one blob a key group           └ read: one key, many, as of
+//!                                                └ save: rows of the keys that changed  └ read: one key, many, as of
 //! ```
 //!
 //! A shard has its own lock, held for one key at a time, and workers own disjoint key groups: publishing waits for a
@@ -16,8 +16,8 @@
 //! Age is counted in event time: against the newest event time of the group, or the time that a read asks for. A replay
 //! of old data therefore serves what a live run would have served then.
 
-use std::sync::RwLock;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, RwLock};
 use std::time::Instant;
 
 use arrow::array::{Array, AsArray};
@@ -110,14 +110,14 @@ struct Entry {
 struct Group {
     name: String,
     ttl_millis: i64,
-    /// Names and types of the features.
-    features: Schema,
     layout: Layout,
     /// The columns of a published batch.
     published: SchemaRef,
     key_column: usize,
     /// One a key group.
     shards: Vec<RwLock<HashTable<Entry>>>,
+    /// For each shard the keys that were swept and no checkpoint knows of yet.
+    expired: Vec<Mutex<Vec<Box<[u8]>>>>,
     /// The newest event time published; `i64::MIN` before the first.
     newest: AtomicI64,
     keys: AtomicU64,
@@ -235,10 +235,10 @@ impl Group {
             name: declared.name.clone(),
             ttl_millis: declared.ttl.map_or(i64::MAX, |ttl| ttl.0),
             layout: Layout::new(&features).map_err(arrow)?,
-            features,
             published: declared.schema.clone(),
             key_column,
             shards: (0..KEY_GROUPS).map(|_| RwLock::new(HashTable::new())).collect(),
+            expired: (0..KEY_GROUPS).map(|_| Mutex::default()).collect(),
             newest: AtomicI64::new(i64::MIN),
             keys: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -340,21 +340,24 @@ impl Group {
     }
 
     /// True when a version of `event_time` is older than the ttl at `at`.
-    fn expired(&self, event_time: EventTime, at: EventTime) -> bool {
+    fn is_expired(&self, event_time: EventTime, at: EventTime) -> bool {
         at.saturating_sub(event_time) > self.ttl_millis
     }
 
     fn sweep(&self, shard: usize) {
         let Some(newest) = self.newest() else { return };
         let (mut keys, mut bytes) = (0, 0);
+        let mut swept = Vec::new();
         self.write(shard).retain(|entry| {
-            let keep = !self.expired(entry.versions[0].event_time, newest);
+            let keep = !self.is_expired(entry.versions[0].event_time, newest);
             if !keep {
                 keys += 1;
                 bytes += entry.bytes() as u64;
+                swept.push(entry.key.clone());
             }
             keep
         });
+        self.expired[shard].lock().expect("no thread panics while it holds the list").append(&mut swept);
         self.keys.fetch_sub(keys, Ordering::Relaxed);
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.metrics.expired.increment(keys);

@@ -307,6 +307,11 @@ impl Plan {
         sources.into_iter()
     }
 
+    /// The name of source number `index`.
+    pub fn source_name(&self, index: usize) -> &str {
+        self.sources().nth(index).map_or("", |(stream, _)| stream.name.as_str())
+    }
+
     /// The stream called `name`.
     pub fn stream(&self, name: &str) -> Option<usize> {
         self.streams.iter().position(|stream| stream.name == name)

@@ -1,17 +1,20 @@
 //! The runtime: how a plan runs. Timely lives here and in the slow lane, nowhere else.
 //!
 //! [`job`] is a job from start to end, [`crew`] its workers, [`dataflow`] what a worker builds, [`connect`] an operator's
-//! place in it, [`input`] and [`output`] its borders.
+//! place in it, [`input`] and [`output`] its borders. [`ledger`] and [`checkpoints`] make an epoch durable.
 
 pub mod board;
+pub mod checkpoints;
 pub mod clock;
 pub mod connect;
 pub mod crew;
 pub mod dataflow;
+pub mod decided;
 pub mod failure;
 pub mod input;
 pub mod job;
 pub mod lanes;
+pub mod ledger;
 pub mod meter;
 pub mod output;
 pub mod report;

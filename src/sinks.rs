@@ -4,7 +4,13 @@
 //! blocks: what it can't take now it refuses, and the worker tries again. An epoch is done when the writer says that all
 //! of it is durable.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use millstream_operators::kinds;
+use serde::{Deserialize, Serialize};
+
+use crate::runtime::decided::Decided;
 
 pub mod file;
 pub mod kafka;
@@ -27,10 +33,16 @@ impl SinkKind {
     pub fn one_writer(&self) -> bool {
         !matches!(self, SinkKind::Kafka(_))
     }
+
+    /// Whether the sink commits an epoch after it was decided, from the checkpoint if need be. Otherwise it is durable
+    /// before the decision.
+    pub fn commits_after_decision(&self) -> bool {
+        matches!(self, SinkKind::Kafka(kafka) if kafka.delivery == kafka::Delivery::ExactlyOnce)
+    }
 }
 
 /// Encoded records, packed: record i's value is `values[value_ends[i - 1]..value_ends[i]]`, its key likewise.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Records {
     /// All values, one after the other.
     pub values: Vec<u8>,
@@ -41,7 +53,7 @@ pub struct Records {
     /// Where each key ends.
     pub key_ends: Vec<usize>,
     /// Header names, the same for every record; empty for a sink without headers.
-    pub header_names: Vec<&'static str>,
+    pub header_names: Vec<Cow<'static, str>>,
     /// All header values: for each record, each name's value.
     pub headers: Vec<u8>,
     /// Where each header value ends: `len() * header_names.len()` entries.
@@ -51,6 +63,28 @@ pub struct Records {
 }
 
 impl Records {
+    /// The records as bytes, for a checkpoint.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        postcard::to_allocvec(self).expect("plain data serializes into memory")
+    }
+
+    /// Reads what [`to_bytes`](Records::to_bytes) gave.
+    ///
+    /// # Errors
+    /// If the bytes are not whole.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Records, String> {
+        let records: Records = postcard::from_bytes(bytes).map_err(|error| error.to_string())?;
+        let whole = |ends: &[usize], bytes: &[u8]| ends.is_sorted() && ends.last().copied().unwrap_or(0) == bytes.len();
+        let (count, headers) = (records.len(), records.header_names.len());
+        let keys = records.key_ends.is_empty() || records.key_ends.len() == count;
+        let sound = whole(&records.value_ends, &records.values)
+            && whole(&records.key_ends, &records.keys)
+            && whole(&records.header_ends, &records.headers)
+            && keys
+            && records.header_ends.len() == count * headers;
+        if sound { Ok(records) } else { Err("records do not fit together".to_string()) }
+    }
+
     /// Number of records.
     pub fn len(&self) -> usize {
         self.value_ends.len()
@@ -100,10 +134,10 @@ pub trait SinkWriter: Send {
     /// If a record could not be delivered.
     fn durable(&mut self) -> Result<Option<u64>, SinkError>;
 
-    /// How much the sink holds up to the end of the newest durable epoch, for the checkpoint: the length of a file, say.
-    /// `None` for a sink that has no such measure.
-    fn position(&self) -> Option<u64> {
-        None
+    /// How much the sink held at the ends of epochs that have become durable since the last call, for checkpoints: (epoch,
+    /// length of a file, say). Nothing for a sink that has no such measure.
+    fn positions(&mut self) -> Vec<(u64, u64)> {
+        Vec::new()
     }
 }
 
@@ -134,8 +168,23 @@ pub struct Open {
     /// False when the job starts anew: what an earlier run of another job left may be replaced. True when it goes on
     /// from a checkpoint.
     pub resumed: bool,
-    /// What [`SinkWriter::position`] said for the checkpoint that the job goes on from.
+    /// What [`SinkWriter::positions`] said for the checkpoint that the job goes on from.
     pub position: Option<u64>,
+    /// What a writer needs that commits when an epoch is decided.
+    pub commits: Commits,
+}
+
+/// What a writer needs that commits when an epoch is decided.
+#[derive(Debug, Clone, Default)]
+pub struct Commits {
+    /// Tells one life of the job, from a fresh start on, from all others.
+    pub id: String,
+    /// Says which epochs are decided.
+    pub decided: Arc<Decided>,
+    /// The newest epoch that the checkpoint knows to be committed.
+    pub known: u64,
+    /// Records of decided epochs that may not be committed, in order.
+    pub pending: Vec<(u64, Records)>,
 }
 
 /// A sink that can be opened.

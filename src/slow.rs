@@ -26,6 +26,7 @@ use millstream_operators::{Batch, EventTime};
 use timely::worker::Worker;
 
 use crate::checkpoint::NodeState;
+use crate::runtime::ledger::Ledger;
 use crate::runtime::signals::Signal;
 use crate::sources::Partitions;
 use detectors::Detectors;
@@ -126,17 +127,12 @@ pub enum Feed {
     },
 }
 
-/// The state of a detector or an outcome, by key group.
-pub type SlowState = NodeState;
-
 /// Quality by outcome and slice; the slice [`ALL`] is everything.
 pub type QualityBySlice = BTreeMap<String, BTreeMap<String, Quality>>;
 
 /// What the slow lane leaves behind.
 #[derive(Debug, Default)]
 pub struct SlowReport {
-    /// Its state, for the checkpoint.
-    pub state: Vec<u8>,
     /// What each detector did in this run.
     pub detectors: BTreeMap<String, DetectorCounts>,
     /// What each outcome has seen in this run, and what stands.
@@ -155,23 +151,24 @@ pub struct SlowLane {
 }
 
 impl SlowLane {
-    /// Starts the lane with the state of a checkpoint, if there is one; `first_epoch` is the first it will see. Signals
-    /// go to `signals`, each epoch's before its close. Rows name their partitions by numbers of `partitions`.
+    /// Starts the lane with the states of a checkpoint, by name; `first_epoch` is the first it will see. Signals go to
+    /// `signals`, each epoch's before its close, changes of state into `ledger`. Rows name their partitions by numbers of
+    /// `partitions`.
     ///
     /// # Errors
     /// If the state does not belong to the plan, or a detector can't be built.
     pub fn start(
         plan: SlowPlan,
-        state: Option<&[u8]>,
+        states: &BTreeMap<String, NodeState>,
         first_epoch: u64,
         signals: Sender<Signal>,
+        mut ledger: Ledger,
         partitions: Arc<Partitions>,
     ) -> anyhow::Result<SlowLane> {
-        let state: BTreeMap<String, SlowState> = match state {
-            Some(bytes) => postcard::from_bytes(bytes).context("decode the slow lane's state")?,
-            None => BTreeMap::new(),
-        };
-        let detectors = Detectors::new(&plan.detectors, &state)?;
+        let entry = ledger.register();
+        let detectors = Detectors::new(&plan.detectors, states)?;
+        let named = |outcome: &OutcomePlan| Some((outcome.name.clone(), states.get(&outcome.name)?.clone()));
+        let states: BTreeMap<String, NodeState> = plan.outcomes.iter().filter_map(named).collect();
         let (sender, receiver) = unbounded();
         let closed = Arc::new(AtomicU64::new(first_epoch - 1));
         let quality = Arc::new(Mutex::new(QualityBySlice::new()));
@@ -183,13 +180,14 @@ impl SlowLane {
                 let outcomes: anyhow::Result<Vec<Outcomes>> = plan
                     .outcomes
                     .iter()
-                    .map(|outcome| Outcomes::new(worker, outcome, first_epoch, state.get(&outcome.name)))
+                    .map(|outcome| Outcomes::new(worker, outcome, first_epoch, states.get(&outcome.name)))
                     .collect();
                 let (closed, quality) = shared;
                 let order = EventOrder::new(partitions);
-                let mut lane = Running { plan, order, detectors, outcomes: outcomes?, signals, closed, quality };
+                let outcomes = outcomes?;
+                let mut lane = Running { plan, order, detectors, outcomes, signals, closed, quality, ledger, entry };
                 lane.run(worker, &receiver)?;
-                lane.finish()
+                Ok(lane.finish())
             });
             failing.store(report.is_err(), Ordering::Release);
             report
@@ -244,6 +242,9 @@ struct Running {
     signals: Sender<Signal>,
     closed: Arc<AtomicU64>,
     quality: Arc<Mutex<QualityBySlice>>,
+    ledger: Ledger,
+    /// The lane's number in the ledger.
+    entry: usize,
 }
 
 impl Running {
@@ -299,19 +300,29 @@ impl Running {
         }
         *self.quality.lock().expect("no thread panics with the lock") = figures;
         self.closed.store(epoch, Ordering::Release);
+        self.leave_changes(epoch);
         Ok(())
     }
 
-    fn finish(mut self) -> anyhow::Result<SlowReport> {
-        let mut state = self.detectors.save();
+    /// Leaves what the epoch has changed for its checkpoint.
+    fn leave_changes(&mut self, epoch: u64) {
+        let Running { detectors, outcomes, ledger, entry, .. } = self;
+        detectors.save_changes(&mut |name, bytes| ledger.state(epoch, &Arc::from(name), 0, bytes));
+        for outcome in outcomes {
+            let name: Arc<str> = outcome.name().into();
+            outcome.save_changes(&mut |key_group, bytes| ledger.state(epoch, &name, key_group, bytes));
+        }
+        ledger.closed(*entry, epoch);
+    }
+
+    fn finish(mut self) -> SlowReport {
+        self.ledger.ended(self.entry);
         let mut report = SlowReport { detectors: self.detectors.counts(), ..SlowReport::default() };
-        for outcome in &mut self.outcomes {
+        for outcome in &self.outcomes {
             let name = outcome.name().to_string();
             report.quality.insert(name.clone(), outcome.quality());
-            report.outcomes.insert(name.clone(), outcome.counts());
-            state.insert(name, outcome.save());
+            report.outcomes.insert(name, outcome.counts());
         }
-        report.state = postcard::to_allocvec(&state).context("encode the slow lane's state")?;
-        Ok(report)
+        report
     }
 }

@@ -8,6 +8,7 @@ use arrow::datatypes::Float64Type;
 use millstream::offline::delta::DeltaConfig;
 use millstream::offline::{Begin, OfflineConfig, OpenOffline, OpenTable, TableKind, start};
 use millstream::provenance::{ModelInfo, Origins};
+use millstream::runtime::decided::Decided;
 use millstream::sources::Partitions;
 use millstream_operators::units::Millis;
 use millstream_operators::{Batch, Row};
@@ -53,6 +54,8 @@ fn duckdb_and_deltalake_for_python_read_the_table() {
         workers: 2,
         begin: Begin::Anew,
         tables: vec![OpenTable { name: "delay".into(), config, schema: rows(0, 0..1).records.schema(), origins }],
+        decided: Arc::new(Decided::new(u64::MAX / 2)),
+        pending: vec![Vec::new()],
     };
     let (offline, feeders) = start(open).expect("starts");
     for epoch in 0..5_i64 {

@@ -458,8 +458,8 @@ impl Operator for FeatureGroup {
         out.give(self.ports.len(), Batch::new(records, rows));
     }
 
-    fn save(&self, give: &mut dyn FnMut(u16, Vec<u8>)) {
-        self.state.save(give);
+    fn save_changes(&mut self, give: &mut dyn FnMut(u16, Vec<u8>)) {
+        self.state.save_changes(give);
     }
 
     fn load(&mut self, key_group: u16, bytes: &[u8]) -> Result<(), StateError> {

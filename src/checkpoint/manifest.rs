@@ -3,20 +3,34 @@
 //! Its checksum covers the text with an empty checksum, and the text must be exactly what this build would write for the
 //! values in it, so that not one byte can change unseen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::segment::{State, Summary, digits};
-use super::{Checkpoint, EventTimes, FORMAT};
+use super::error::{CheckpointError, tried};
+use super::segment::{Summary, digits};
+use super::{EventTimes, FORMAT, Progress, manifest_path};
 use crate::sources::Positions;
+
+/// The state of all nodes at the end of an epoch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Base {
+    /// The epoch.
+    pub epoch: u64,
+    /// Where it lies.
+    pub segment: Summary,
+}
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifest {
     pub format: u32,
     pub job: String,
+    pub id: String,
     pub topology: String,
     pub epoch: u64,
     pub generation: u64,
@@ -25,8 +39,9 @@ pub(super) struct Manifest {
     /// By source.
     event_times: BTreeMap<String, Vec<Newest>>,
     sinks: BTreeMap<String, u64>,
-    counters: BTreeMap<String, u64>,
-    pub segment: Summary,
+    pub committed: BTreeMap<String, u64>,
+    pub base: Option<Base>,
+    pub segments: Vec<Summary>,
     checksum: String,
 }
 
@@ -47,7 +62,7 @@ struct Newest {
 }
 
 /// The format of a manifest of any version; `None` if that can't be told.
-pub(super) fn format(text: &[u8]) -> Option<u32> {
+fn format(text: &[u8]) -> Option<u32> {
     #[derive(Deserialize)]
     struct Format {
         format: u32,
@@ -56,7 +71,13 @@ pub(super) fn format(text: &[u8]) -> Option<u32> {
 }
 
 impl Manifest {
-    pub fn new(job: &str, checkpoint: &Checkpoint, segment: Summary) -> Manifest {
+    /// The manifest of `progress` of a job: its name, id, digest of its topology and generation.
+    pub fn new(
+        (job, id, topology, generation): (&str, &str, &str, u64),
+        progress: &Progress,
+        base: Option<Base>,
+        segments: Vec<Summary>,
+    ) -> Manifest {
         let position = |((topic, partition), next): (&(String, i32), &i64)| Position {
             topic: topic.clone(),
             partition: *partition,
@@ -67,21 +88,29 @@ impl Manifest {
             partition: *partition,
             event_time: *event_time,
         };
-        let positions = checkpoint.positions.iter();
-        let event_times = checkpoint.event_times.iter();
+        let positions = progress.positions.iter();
+        let event_times = progress.event_times.iter();
         Manifest {
             format: FORMAT,
             job: job.to_string(),
-            topology: checkpoint.topology.clone(),
-            epoch: checkpoint.epoch,
-            generation: checkpoint.generation,
+            id: id.to_string(),
+            topology: topology.to_string(),
+            epoch: progress.epoch,
+            generation,
             positions: positions.map(|(name, of)| (name.clone(), of.0.iter().map(position).collect())).collect(),
             event_times: event_times.map(|(name, of)| (name.clone(), of.iter().map(newest).collect())).collect(),
-            sinks: checkpoint.sinks.clone(),
-            counters: checkpoint.counters.clone(),
-            segment,
+            sinks: progress.sinks.clone(),
+            committed: progress.committed.clone(),
+            base,
+            segments,
             checksum: String::new(),
         }
+    }
+
+    /// The files that it names.
+    pub fn files(&self) -> BTreeSet<String> {
+        let base = self.base.iter().map(|base| &base.segment);
+        base.chain(&self.segments).map(|segment| segment.file.clone()).collect()
     }
 
     /// The text of the file.
@@ -97,6 +126,24 @@ impl Manifest {
         text
     }
 
+    /// Reads the manifest of an epoch and checks it.
+    pub fn read(folder: &Path, epoch: u64) -> Result<Manifest, CheckpointError> {
+        let path = manifest_path(folder, epoch);
+        let text = tried(fs::read(&path), "read", &path)?;
+        let path = path.display().to_string();
+        if let Some(found) = format(&text).filter(|found| *found > FORMAT) {
+            return Err(CheckpointError::Newer { path, found });
+        }
+        if let Some(found) = format(&text).filter(|found| *found < FORMAT) {
+            return Err(CheckpointError::Older { path, found });
+        }
+        let manifest = Manifest::parse(&text).and_then(|manifest| match manifest.epoch == epoch {
+            true => Ok(manifest),
+            false => Err(format!("the manifest is of epoch {}", manifest.epoch)),
+        });
+        manifest.map_err(|detail| CheckpointError::Corrupt { path, detail })
+    }
+
     /// Reads a file that [`text`](Manifest::text) wrote.
     pub fn parse(text: &[u8]) -> Result<Manifest, String> {
         let manifest: Manifest = serde_json::from_slice(text).map_err(|error| format!("is not a manifest: {error}"))?;
@@ -106,24 +153,22 @@ impl Manifest {
         Ok(manifest)
     }
 
-    pub fn into_checkpoint(self, (nodes, slow): State) -> Checkpoint {
-        let positions = self.positions.into_iter().map(|(source, of)| {
-            (source, Positions(of.into_iter().map(|at| ((at.topic, at.partition), at.next)).collect()))
+    /// What the job knew, but for the state of its nodes.
+    pub fn progress(&self) -> Progress {
+        let positions = self.positions.iter().map(|(source, of)| {
+            let positions = of.iter().map(|at| ((at.topic.clone(), at.partition), at.next)).collect();
+            (source.clone(), Positions(positions))
         });
-        let event_times = self.event_times.into_iter().map(|(source, of)| {
-            let times: EventTimes = of.into_iter().map(|at| ((at.topic, at.partition), at.event_time)).collect();
-            (source, times)
+        let event_times = self.event_times.iter().map(|(source, of)| {
+            let times: EventTimes = of.iter().map(|at| ((at.topic.clone(), at.partition), at.event_time)).collect();
+            (source.clone(), times)
         });
-        Checkpoint {
+        Progress {
             epoch: self.epoch,
-            generation: self.generation,
-            topology: self.topology,
             positions: positions.collect(),
             event_times: event_times.collect(),
-            sinks: self.sinks,
-            counters: self.counters,
-            nodes,
-            slow,
+            sinks: self.sinks.clone(),
+            committed: self.committed.clone(),
         }
     }
 }

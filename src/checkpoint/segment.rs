@@ -1,31 +1,42 @@
-//! The state of a checkpoint as one file of blocks.
+//! A segment: blocks in a file, appended checkpoint by checkpoint.
 //!
 //! ```text
-//! "MSTRSEG1"
-//! block: kind u8 · name length u16 · name · key group u16 · length u64 · bytes · XXH3 of the block so far u64
+//! "MSTRSEG2"
+//! block: kind u8 · epoch u64 · name length u16 · name · part u16 · length u64 · bytes · XXH3 of the block so far u64
 //! block ...
 //! ```
-//! Numbers are little-endian. The manifest knows the file's length, number of blocks and XXH3.
+//! Numbers are little-endian. A manifest knows how many bytes of the file are its own, their number of blocks and their
+//! XXH3; what stands behind them belongs to a later checkpoint or to none.
 
-use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::NodeState;
+use super::error::{CheckpointError, tried};
+use super::{Block, Kind};
 
-const MAGIC: &[u8; 8] = b"MSTRSEG1";
-const NODE: u8 = 1;
-const SLOW: u8 = 2;
+const MAGIC: &[u8; 8] = b"MSTRSEG2";
 
-/// What the manifest says about a segment.
+/// What a manifest says about a segment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Summary {
+pub struct Summary {
+    /// The file, in the folder of segments.
+    pub file: String,
+    /// The newest epoch in it.
+    pub last_epoch: u64,
+    /// Bytes of the file that belong to the checkpoint.
     pub bytes: u64,
+    /// Bytes of them that are state.
+    pub state_bytes: u64,
+    /// Number of blocks.
     pub blocks: u64,
-    /// XXH3 of the file, in hexadecimal.
+    /// XXH3 of the bytes, in hexadecimal.
     pub checksum: String,
 }
 
@@ -35,124 +46,246 @@ pub(super) fn digits(checksum: u64) -> String {
 }
 
 /// Writes a segment.
-pub(super) struct Writer<W> {
-    to: W,
+pub(super) struct Appender {
+    file: File,
     hash: Xxh3,
-    bytes: u64,
-    blocks: u64,
+    summary: Summary,
+    broken: bool,
 }
 
-impl<W: Write> Writer<W> {
-    pub fn new(to: W) -> Writer<W> {
-        Writer { to, hash: Xxh3::new(), bytes: 0, blocks: 0 }
+impl std::fmt::Debug for Appender {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.summary.fmt(to)
+    }
+}
+
+impl Appender {
+    /// Makes a new segment; a leftover of the name, which no manifest names, is replaced.
+    pub fn create(path: &Path, name: &str) -> io::Result<Appender> {
+        let mut file = File::create(path)?;
+        file.write_all(MAGIC)?;
+        let mut hash = Xxh3::new();
+        hash.update(MAGIC);
+        let bytes = MAGIC.len() as u64;
+        let checksum = String::new();
+        let summary = Summary { file: name.into(), last_epoch: 0, bytes, state_bytes: 0, blocks: 0, checksum };
+        Ok(Appender { file, hash, summary, broken: false })
     }
 
-    /// Writes all state.
-    pub fn state(&mut self, nodes: &BTreeMap<String, NodeState>, slow: Option<&[u8]>) -> io::Result<()> {
-        self.put(MAGIC)?;
-        for (name, state) in nodes {
-            for (key_group, bytes) in state {
-                self.block(NODE, name, *key_group, bytes)?;
+    /// The file's name.
+    pub fn name(&self) -> &str {
+        &self.summary.file
+    }
+
+    /// True if a failed write could not be undone: nothing can be appended any more, what was is whole.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// True if there is something in it.
+    pub fn has_blocks(&self) -> bool {
+        self.summary.blocks > 0
+    }
+
+    /// What a manifest says about it now.
+    pub fn summary(&self) -> Summary {
+        Summary { checksum: digits(self.hash.digest()), ..self.summary.clone() }
+    }
+
+    /// Appends blocks; they are durable when this returns. Gives the bytes written. If it fails, the segment is as before.
+    pub fn append(&mut self, blocks: &[Block]) -> io::Result<u64> {
+        let (mut hash, mut summary) = (self.hash.clone(), self.summary.clone());
+        let written = self.write(blocks, &mut hash, &mut summary).and_then(|()| self.file.sync_data());
+        if let Err(error) = written {
+            let end = self.summary.bytes;
+            let undone = self.file.set_len(end).and_then(|()| self.file.seek(SeekFrom::Start(end)));
+            self.broken = undone.is_err();
+            return Err(error);
+        }
+        let bytes = summary.bytes - self.summary.bytes;
+        (self.hash, self.summary) = (hash, summary);
+        Ok(bytes)
+    }
+
+    fn write(&mut self, blocks: &[Block], hash: &mut Xxh3, summary: &mut Summary) -> io::Result<()> {
+        let mut bytes = Vec::with_capacity(WRITE_BYTES);
+        for (at, block) in blocks.iter().enumerate() {
+            let before = bytes.len();
+            encode(block, &mut bytes)?;
+            let length = (bytes.len() - before) as u64;
+            summary.last_epoch = summary.last_epoch.max(block.epoch);
+            summary.blocks += 1;
+            summary.bytes += length;
+            if block.kind == Kind::State {
+                summary.state_bytes += length;
+            }
+            if bytes.len() >= WRITE_BYTES || at + 1 == blocks.len() {
+                self.file.write_all(&bytes)?;
+                hash.update(&bytes);
+                bytes.clear();
             }
         }
-        slow.map_or(Ok(()), |bytes| self.block(SLOW, "", 0, bytes))
-    }
-
-    fn block(&mut self, kind: u8, name: &str, key_group: u16, bytes: &[u8]) -> io::Result<()> {
-        let length = u16::try_from(name.len()).map_err(|_| io::Error::other("a node's name is too long"))?;
-        let mut head = vec![kind];
-        head.extend_from_slice(&length.to_le_bytes());
-        head.extend_from_slice(name.as_bytes());
-        head.extend_from_slice(&key_group.to_le_bytes());
-        head.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
-        let mut hash = Xxh3::new();
-        hash.update(&head);
-        hash.update(bytes);
-        self.put(&head)?;
-        self.put(bytes)?;
-        self.put(&hash.digest().to_le_bytes())?;
-        self.blocks += 1;
         Ok(())
     }
+}
 
-    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.hash.update(bytes);
-        self.bytes += bytes.len() as u64;
-        self.to.write_all(bytes)
-    }
+/// Bytes handed to the operating system at once, but for a single block that has more.
+const WRITE_BYTES: usize = 1 << 20;
 
-    /// The summary for the manifest, and what was written to.
-    pub fn finish(self) -> io::Result<(Summary, W)> {
-        let checksum = digits(self.hash.digest());
-        Ok((Summary { bytes: self.bytes, blocks: self.blocks, checksum }, self.to))
+fn encode(block: &Block, to: &mut Vec<u8>) -> io::Result<()> {
+    let start = to.len();
+    let length = u16::try_from(block.name.len()).map_err(|_| io::Error::other("a name is too long"))?;
+    to.push(match block.kind {
+        Kind::State => 1,
+        Kind::Outbox => 2,
+        Kind::Offline => 3,
+    });
+    to.extend_from_slice(&block.epoch.to_le_bytes());
+    to.extend_from_slice(&length.to_le_bytes());
+    to.extend_from_slice(block.name.as_bytes());
+    to.extend_from_slice(&block.part.to_le_bytes());
+    to.extend_from_slice(&(block.bytes.len() as u64).to_le_bytes());
+    to.extend_from_slice(&block.bytes);
+    let checksum = xxh3_64(&to[start..]);
+    to.extend_from_slice(&checksum.to_le_bytes());
+    Ok(())
+}
+
+/// Reads the part of a segment that a manifest names: checks all of it, and gives the blocks that are `wanted`. Only they
+/// are kept in memory, and one more.
+///
+/// # Errors
+/// If the file can't be read, or is not what the manifest says.
+pub(super) fn read(
+    path: &Path,
+    summary: &Summary,
+    wanted: impl Fn(&Head) -> bool,
+) -> Result<Vec<Block>, CheckpointError> {
+    let file = tried(File::open(path), "read", path)?;
+    let scanned = Scan::new(BufReader::with_capacity(1 << 18, file), summary).blocks(wanted);
+    scanned.map_err(|problem| match problem {
+        Problem::Io(source) => CheckpointError::Io { doing: "read", path: path.display().to_string(), source },
+        Problem::Damage(detail) => CheckpointError::Corrupt { path: path.display().to_string(), detail },
+    })
+}
+
+/// What is wrong with a segment.
+#[derive(Debug)]
+pub(super) enum Problem {
+    /// It can't be read.
+    Io(io::Error),
+    /// It is not what was written.
+    Damage(String),
+}
+
+impl From<io::Error> for Problem {
+    fn from(error: io::Error) -> Self {
+        Problem::Io(error)
     }
 }
 
-/// All state of a segment: the nodes' and the slow lane's.
-pub(super) type State = (BTreeMap<String, NodeState>, Option<Vec<u8>>);
+/// What a block is, without its bytes.
+#[derive(Debug)]
+pub(super) struct Head {
+    /// What it holds.
+    pub kind: Kind,
+    /// The node, sink or table.
+    pub name: Arc<str>,
+    /// Which part of it.
+    pub part: u16,
+    /// The epoch in which it came to be.
+    pub epoch: u64,
+}
 
-/// Reads a segment and holds it against its summary.
-pub(super) fn parse(bytes: &[u8], summary: &Summary) -> Result<State, String> {
-    let (mut nodes, mut slow) = (BTreeMap::<String, NodeState>::new(), None);
-    let mut rest = bytes.strip_prefix(MAGIC).ok_or("is not a segment of a checkpoint")?;
-    let mut blocks = 0;
-    while !rest.is_empty() {
-        let at = bytes.len() - rest.len();
-        let block = Block::take(&mut rest).map_err(|error| format!("block {blocks} at byte {at} {error}"))?;
-        match block.kind {
-            NODE => {
-                nodes.entry(block.name.to_string()).or_default().insert(block.key_group, block.bytes.to_vec());
+/// Goes through a segment once.
+pub(super) struct Scan<'a, R> {
+    from: R,
+    summary: &'a Summary,
+    /// Of all bytes so far.
+    hash: Xxh3,
+    /// Of the block's bytes so far.
+    of_block: Xxh3,
+    at: u64,
+    names: BTreeSet<Arc<str>>,
+}
+
+impl<'a, R: Read> Scan<'a, R> {
+    /// A scan of what `from` gives.
+    pub fn new(from: R, summary: &'a Summary) -> Self {
+        Scan { from, summary, hash: Xxh3::new(), of_block: Xxh3::new(), at: 0, names: BTreeSet::new() }
+    }
+
+    /// The blocks that are wanted.
+    pub fn blocks(mut self, wanted: impl Fn(&Head) -> bool) -> Result<Vec<Block>, Problem> {
+        if self.array::<8>()? != *MAGIC {
+            return Err(Problem::Damage("is not a segment of a checkpoint".into()));
+        }
+        let (mut blocks, mut number) = (Vec::new(), 0);
+        while self.at < self.summary.bytes {
+            let start = self.at;
+            let named = |problem| match problem {
+                Problem::Damage(detail) => Problem::Damage(format!("block {number} at byte {start} {detail}")),
+                io => io,
+            };
+            let (head, bytes) = self.block().map_err(named)?;
+            number += 1;
+            if wanted(&head) {
+                let Head { kind, name, part, epoch } = head;
+                blocks.push(Block { kind, name, part, epoch, bytes });
             }
-            SLOW => slow = Some(block.bytes.to_vec()),
-            kind => return Err(format!("block {blocks} at byte {at} is of kind {kind}, which is not known")),
         }
-        blocks += 1;
-    }
-    let found = Summary { bytes: bytes.len() as u64, blocks, checksum: digits(xxh3_64(bytes)) };
-    if found != *summary {
-        let (has, wanted) = (found.bytes, summary.bytes);
-        return Err(match found.bytes == summary.bytes {
-            true => "is whole, but not the segment that the manifest names".to_string(),
-            false => format!("has {has} bytes, but the manifest knows of {wanted}"),
-        });
-    }
-    Ok((nodes, slow))
-}
-
-struct Block<'a> {
-    kind: u8,
-    name: &'a str,
-    key_group: u16,
-    bytes: &'a [u8],
-}
-
-impl<'a> Block<'a> {
-    fn take(rest: &mut &'a [u8]) -> Result<Block<'a>, String> {
-        let whole = *rest;
-        let [kind] = array(rest)?;
-        let length = u16::from_le_bytes(array(rest)?);
-        let name = take(rest, u64::from(length))?;
-        let key_group = u16::from_le_bytes(array(rest)?);
-        let length = u64::from_le_bytes(array(rest)?);
-        let bytes = take(rest, length)?;
-        let covered = &whole[..whole.len() - rest.len()];
-        let checksum = u64::from_le_bytes(array(rest)?);
-        let name = std::str::from_utf8(name).map_err(|_| "has a name that is no text".to_string())?;
-        if xxh3_64(covered) != checksum {
-            return Err(format!("(`{name}`, key group {key_group}) does not have its checksum"));
+        if number != self.summary.blocks || digits(self.hash.digest()) != self.summary.checksum {
+            return Err(Problem::Damage("is whole, but not the segment that the manifest names".into()));
         }
-        Ok(Block { kind, name, key_group, bytes })
+        Ok(blocks)
     }
-}
 
-fn take<'a>(rest: &mut &'a [u8], length: u64) -> Result<&'a [u8], String> {
-    let split = usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length));
-    let (taken, left) = split.ok_or_else(|| format!("goes on for {length} bytes where {} are left", rest.len()))?;
-    *rest = left;
-    Ok(taken)
-}
+    fn block(&mut self) -> Result<(Head, Vec<u8>), Problem> {
+        self.of_block = Xxh3::new();
+        let kind = match self.array()? {
+            [1] => Kind::State,
+            [2] => Kind::Outbox,
+            [3] => Kind::Offline,
+            [kind] => return Err(Problem::Damage(format!("is of kind {kind}, which is not known"))),
+        };
+        let epoch = u64::from_le_bytes(self.array()?);
+        let length = u16::from_le_bytes(self.array()?);
+        let name = self.take(u64::from(length))?;
+        let part = u16::from_le_bytes(self.array()?);
+        let length = u64::from_le_bytes(self.array()?);
+        let bytes = self.take(length)?;
+        let covered = self.of_block.digest();
+        let checksum = u64::from_le_bytes(self.array()?);
+        let name = std::str::from_utf8(&name).map_err(|_| Problem::Damage("has a name that is no text".into()))?;
+        if covered != checksum {
+            let detail = format!("(`{name}`, part {part}, epoch {epoch}) does not have its checksum");
+            return Err(Problem::Damage(detail));
+        }
+        let name = self.names.get(name).cloned().unwrap_or_else(|| name.into());
+        self.names.insert(name.clone());
+        Ok((Head { kind, name, part, epoch }, bytes))
+    }
 
-fn array<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], String> {
-    let taken = take(rest, N as u64)?;
-    taken.try_into().map_err(|_| "is cut".to_string())
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Problem> {
+        let taken = self.take(N as u64)?;
+        taken.try_into().map_err(|_| Problem::Damage("is cut".into()))
+    }
+
+    /// The next bytes. A length that goes beyond what the manifest names is damage, and nothing is made ready for it.
+    fn take(&mut self, length: u64) -> Result<Vec<u8>, Problem> {
+        let left = self.summary.bytes.saturating_sub(self.at);
+        if length > left {
+            return Err(Problem::Damage(format!("goes on for {length} bytes where {left} are left")));
+        }
+        let mut taken = Vec::with_capacity(length as usize);
+        self.from.by_ref().take(length).read_to_end(&mut taken)?;
+        if (taken.len() as u64) < length {
+            let (has, known) = (self.at + taken.len() as u64, self.summary.bytes);
+            return Err(Problem::Damage(format!("ends: the file has {has} bytes, but the manifest knows of {known}")));
+        }
+        self.at += length;
+        self.hash.update(&taken);
+        self.of_block.update(&taken);
+        Ok(taken)
+    }
 }

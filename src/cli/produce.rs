@@ -16,8 +16,8 @@ use super::broker::Broker;
 use super::{Run, print, print_json, say};
 use crate::kafka::{self, ClientError};
 use crate::replay::{Pace, Pacer};
-use crate::sinks::kafka::KafkaSink;
-use crate::sinks::{Open, Records, SinkError, SinkTarget, SinkWriter};
+use crate::sinks::kafka::{Delivery, KafkaSink};
+use crate::sinks::{Commits, Open, Records, SinkError, SinkTarget, SinkWriter};
 use crate::sources::file::{self, SourceFile};
 
 mod message;
@@ -139,14 +139,16 @@ impl Produce {
 
     fn open(&self) -> anyhow::Result<Box<dyn SinkWriter>> {
         let sink = KafkaSink {
-            brokers: self.broker.brokers(),
-            topic: self.topic.clone(),
+            delivery: Delivery::AtLeastOnce,
             linger: Millis(5),
             headers: false,
             options: self.broker.options()?,
+            ..KafkaSink::new(&self.broker.brokers(), &self.topic)
         };
         let (name, job, folder) = ("produce".to_owned(), "produce".to_owned(), PathBuf::new());
-        sink.open(Open { name, job, worker: 0, workers: 1, folder, resumed: false, position: None }).map_err(plain)
+        let commits = Commits::default();
+        let open = Open { name, job, worker: 0, workers: 1, folder, resumed: false, position: None, commits };
+        sink.open(open).map_err(plain)
     }
 
     fn pace(&self) -> Pace {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -163,6 +163,7 @@ fn drive(mut topology: Topology, folder: PathBuf, mode: Mode, args: &Common) -> 
     let health = Arc::new(report::health(&plan));
     let mut reporter = Reporter::new(&plan, exporter.clone());
     let mut job = Job::start(plan.clone(), mode)?;
+    signals.started();
     let _server = serve(&plan, &job, &health, exporter)?;
     (0..plan.models.len()).for_each(|model| health.set_loaded(model));
     health.set_running();
@@ -181,7 +182,7 @@ fn drive(mut topology: Topology, folder: PathBuf, mode: Mode, args: &Common) -> 
         }
         if deadline.is_some_and(|deadline| Instant::now() > deadline) || signals.received() > 1 {
             tracing::error!("stopped before the records in flight were finished; the next start repeats them");
-            return Ok(ExitCode::from(143));
+            return Ok(ExitCode::from(STOPPED as u8));
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -222,16 +223,21 @@ fn finish(summary: &Summary, args: &Common) -> anyhow::Result<()> {
     }
 }
 
-/// Counts SIGTERM and SIGINT.
+/// The exit code of a job that was stopped before its records were finished.
+const STOPPED: i32 = 143;
+
+/// Counts SIGTERM and SIGINT. Before the job has started there is nothing to finish: a signal ends the process.
 struct Signals {
     received: Arc<AtomicU8>,
+    started: Arc<AtomicBool>,
 }
 
 impl Signals {
     fn listen() -> anyhow::Result<Signals> {
         use tokio::signal::unix::{SignalKind, signal};
         let received = Arc::new(AtomicU8::new(0));
-        let counted = received.clone();
+        let started = Arc::new(AtomicBool::new(false));
+        let (counted, running) = (received.clone(), started.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listen = move || {
             runtime.block_on(async move {
@@ -242,12 +248,20 @@ impl Signals {
                 };
                 loop {
                     tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
+                    if !running.load(Ordering::Acquire) {
+                        tracing::info!("stopped before the job had started");
+                        std::process::exit(STOPPED);
+                    }
                     counted.fetch_add(1, Ordering::AcqRel);
                 }
             })
         };
         std::thread::Builder::new().name("signals".into()).spawn(listen).context("start the signals' thread")?;
-        Ok(Signals { received })
+        Ok(Signals { received, started })
+    }
+
+    fn started(&self) {
+        self.started.store(true, Ordering::Release);
     }
 
     fn received(&self) -> u8 {

@@ -48,7 +48,7 @@ fn values(records: &Records) -> Vec<&str> {
 
 fn headers(records: &Records, n: usize) -> Vec<(&str, &str)> {
     let text = |h| std::str::from_utf8(records.header(n, h)).unwrap();
-    records.header_names.iter().enumerate().map(|(h, name)| (*name, text(h))).collect()
+    records.header_names.iter().enumerate().map(|(h, name)| (&**name, text(h))).collect()
 }
 
 #[test]

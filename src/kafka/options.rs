@@ -211,6 +211,12 @@ const UNSAFE_VALUES: &[(&str, &str, &str)] = &[
 const SECRETS: &[&str] = &["password", "secret", ".pem"];
 
 impl Options {
+    /// The options that both clients take: connection and security.
+    pub fn common(&self) -> Options {
+        let both = self.0.iter().filter(|(name, _)| BOTH.contains(&name.as_str()));
+        Options(both.map(|(name, value)| (name.clone(), value.clone())).collect())
+    }
+
     /// Every option that a client of `side` does not take.
     pub fn errors(&self, side: Side) -> Vec<OptionError> {
         self.0.iter().filter_map(|(name, value)| error(side, name, value)).collect()

@@ -54,10 +54,10 @@ catalogue! {
     Gauge EXCHANGE_QUEUED_ROWS = "millstream_exchange_queued_rows" [] Count Job FromStart "Rows on their way from one worker to another.";
     Gauge EXCHANGE_ROWS_MAX = "millstream_exchange_rows_max" [] Count Job FromStart "Rows between workers above which the sources are held.";
     Counter CHECKPOINTS = "millstream_checkpoints_total" ["outcome"] Count Job OnceItHappens "Checkpoints tried, by outcome: ok or failed.";
-    Histogram(LATENCY) CHECKPOINT_DURATION = "millstream_checkpoint_duration_seconds" [] Seconds Job OnceItHappens "Time to write a checkpoint durably, state and manifest.";
-    Gauge CHECKPOINT_BYTES = "millstream_checkpoint_bytes" [] Bytes Job OnceItHappens "State in the newest checkpoint: that of nodes and of the slow lane.";
-    Gauge CHECKPOINT_EPOCH = "millstream_checkpoint_epoch" [] Count Job OnceItHappens "The epoch of the newest checkpoint, written or taken up: where a start after a crash goes on.";
-    Gauge CHECKPOINT_LAST = "millstream_checkpoint_last_success_timestamp_seconds" [] Timestamp Job OnceItHappens "When the newest checkpoint of this run was written.";
+    Histogram(LATENCY) CHECKPOINT_DURATION = "millstream_checkpoint_duration_seconds" [] Seconds Job OnceItHappens "Time to write a checkpoint durably, segment and manifest.";
+    Counter CHECKPOINT_BYTES = "millstream_checkpoint_bytes_total" [] Bytes Job OnceItHappens "Bytes written for checkpoints: what changed, outputs on their way to Kafka and tables, manifests.";
+    Gauge CHECKPOINT_EPOCH = "millstream_checkpoint_epoch" [] Count Job OnceItHappens "The epoch of the newest checkpoint of this run.";
+    Gauge CHECKPOINT_LAST = "millstream_checkpoint_last_success_timestamp_seconds" [] Timestamp Job OnceItHappens "When the newest checkpoint of this run was written. An idle job writes none.";
     Counter LOG_MESSAGES = "millstream_log_messages_total" ["level"] Count Job FromStart "Log messages written, by level.";
 
     // Workers.

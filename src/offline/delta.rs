@@ -150,6 +150,18 @@ impl Store {
         })
     }
 
+    /// The newest epoch of the job that the table has; `None` before the first.
+    ///
+    /// # Errors
+    /// If the log can't be read.
+    pub async fn committed_epoch(&self) -> Result<Option<u64>, OfflineError> {
+        let failed = failing(&self.name, "read the table's log");
+        let state = self.table.snapshot().map_err(failed)?;
+        let app = app_id(&self.job, &self.name);
+        let seen = state.transaction_version(&*self.table.log_store(), &app).await.map_err(failed)?;
+        Ok(seen.and_then(|epoch| u64::try_from(epoch).ok()))
+    }
+
     /// Encodes rows of a closed epoch.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use super::delta::{Committed, DeltaConfig, Open, Store};
 use super::*;
 use crate::provenance::{ModelInfo, Origins};
+use crate::runtime::decided::Decided;
 use crate::sources::Partitions;
 
 const DAY: i64 = 86_400_000;
@@ -53,6 +54,8 @@ fn open(folder: &Path, begin: Begin, workers: usize) -> OpenOffline {
         workers,
         begin,
         tables: vec![OpenTable { name: "delay".into(), config, schema: schema(), origins: origins() }],
+        decided: Arc::new(Decided::new(u64::MAX / 2)),
+        pending: vec![Vec::new()],
     }
 }
 
@@ -171,18 +174,34 @@ fn rows_are_committed_while_running_and_epochs_without_rows_are_durable() {
 }
 
 #[test]
-fn a_store_that_ended_while_it_was_looked_at_is_finished() {
+fn only_decided_epochs_are_committed() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (store, feeders) = start(open(folder.path(), Begin::Anew, 1)).expect("opens");
-    feeders[0].feed(0, 1, rows(0..1));
-    feeders[0].close(1);
-    drop(feeders);
-    while !store.done.load(std::sync::atomic::Ordering::Relaxed) {
-        store.check().expect("it works");
-        std::thread::yield_now();
+    let decided = Arc::new(Decided::new(0));
+    let open = OpenOffline { decided: decided.clone(), ..open(folder.path(), Begin::Anew, 1) };
+    let (store, feeders) = start(open).expect("opens");
+    for epoch in 1..4 {
+        feeders[0].feed(0, epoch as u64, rows(epoch..epoch + 1));
+        feeders[0].close(epoch as u64);
     }
-    store.finish(WAIT).expect("it ended well");
-    assert_eq!(offsets(&table(folder.path())), [0]);
+    drop(feeders);
+    // The workers have ended, and the store waits for what is still to be decided.
+    decided.decide(2);
+    store.check().expect("it works");
+    store.finish(WAIT).expect("it ends well");
+    assert_eq!(offsets(&table(folder.path())), [1, 2]);
+}
+
+#[test]
+fn decided_rows_of_an_earlier_run_are_committed_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for start_number in 0..2 {
+        let pending = vec![vec![(4, rows(4..5)), (5, rows(5..6))]];
+        let open = OpenOffline { pending, ..open(folder.path(), Begin::After(5), 1) };
+        let (store, feeders) = start(open).expect("opens");
+        drop(feeders);
+        store.finish(WAIT).expect("it ends well");
+        assert_eq!(offsets(&table(folder.path())), [4, 5], "start {start_number}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,6 +18,7 @@ use super::{Begin, OfflineConfig, OfflineError, TableKind};
 use crate::metrics::catalogue::*;
 use crate::metrics::{CounterHandle, GaugeHandle, HistogramHandle};
 use crate::provenance::Origins;
+use crate::runtime::decided::Decided;
 
 /// A table's files are closed and staged when the open ones take more than this: the bound of a table's memory between
 /// commits.
@@ -51,6 +52,10 @@ pub struct OpenOffline {
     pub begin: Begin,
     /// The tables. A feed names a table by its index here.
     pub tables: Vec<OpenTable>,
+    /// Says which epochs are decided: only they are committed.
+    pub decided: Arc<Decided>,
+    /// For each table the decided rows that may not be committed yet, by epoch.
+    pub pending: Vec<Vec<(u64, Batch)>>,
 }
 
 enum Message {
@@ -76,9 +81,9 @@ impl Shared {
 pub struct Offline {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// Keeps the thread at work when the workers have ended: the last epochs may not be decided yet.
+    open: Option<UnboundedSender<Message>>,
     result: mpsc::Receiver<Result<(), OfflineError>>,
-    /// Set when a look at the thread has found that it ended well: its result has been taken.
-    pub(super) done: AtomicBool,
 }
 
 /// One worker's way in. Nothing here blocks or fails; what goes wrong shows in [`Offline::check`].
@@ -120,29 +125,29 @@ impl Offline {
         self.shared.durable_epoch()
     }
 
+    /// Asks for [`durable_epoch`](Offline::durable_epoch) from another thread.
+    pub fn durable(&self) -> impl Fn() -> Option<u64> + Send + 'static {
+        let shared = self.shared.clone();
+        move || shared.durable_epoch()
+    }
+
     /// Asks whether the thread is still at work. Cheap.
     ///
     /// # Errors
     /// Why it stopped: the job can't go on.
     pub fn check(&self) -> Result<(), OfflineError> {
-        match self.result.try_recv() {
-            Ok(Ok(())) => self.done.store(true, Ordering::Relaxed),
-            Ok(Err(error)) => return Err(error),
-            Err(_) => {}
-        }
-        Ok(())
+        // A store that works has no result before it is told to finish.
+        self.result.try_recv().unwrap_or(Ok(()))
     }
 
-    /// Commits everything of the epochs that all workers have closed, and stops. The feeders must be dropped first.
+    /// Commits everything of the decided epochs that all workers have closed, and stops. The feeders must be dropped first.
     ///
     /// # Errors
     /// If a table can't be committed, or the deadline passes.
     pub fn finish(mut self, deadline: Duration) -> Result<(), OfflineError> {
+        self.open = None;
         let late = || OfflineError::Deadline { seconds: deadline.as_secs(), durable: self.shared.durable_epoch() };
-        let result = match self.done.load(Ordering::Relaxed) {
-            true => Ok(()),
-            false => self.result.recv_timeout(deadline).map_err(|_| late())?,
-        };
+        let result = self.result.recv_timeout(deadline).map_err(|_| late())?;
         if let Some(thread) = self.thread.take() {
             // The result has come, so the thread is at its end; a panic has ended the process already.
             let _joined = thread.join();
@@ -159,13 +164,9 @@ pub fn start(open: OpenOffline) -> Result<(Offline, Vec<Feeder>), OfflineError> 
     let (sender, receiver) = unbounded_channel();
     let (opened, is_open) = mpsc::channel();
     let (ended, result) = mpsc::channel();
-    let durable = match open.begin {
-        Begin::After(epoch) => epoch + 1,
-        Begin::Anew | Begin::AnewReplacing => 0,
-    };
     let shared = Arc::new(Shared {
         backlog_bytes: AtomicU64::new(0),
-        durable: open.tables.iter().map(|_| AtomicU64::new(durable)).collect(),
+        durable: open.tables.iter().map(|_| AtomicU64::new(0)).collect(),
     });
     let workers = open.workers;
     let thread_shared = shared.clone();
@@ -193,7 +194,7 @@ pub fn start(open: OpenOffline) -> Result<(Offline, Vec<Feeder>), OfflineError> 
     }
     let feeders =
         (0..workers).map(|worker| Feeder { worker, sender: sender.clone(), shared: shared.clone() }).collect();
-    Ok((Offline { shared, thread: Some(thread), result, done: AtomicBool::new(false) }, feeders))
+    Ok((Offline { open: Some(sender), shared, thread: Some(thread), result }, feeders))
 }
 
 /// One table with what waits for it.
@@ -252,20 +253,45 @@ impl TableMetrics {
     }
 }
 
+/// Commits decided rows that an earlier run could not commit any more.
+async fn redo(
+    store: &mut Store,
+    metrics: &TableMetrics,
+    pending: Vec<(u64, Batch)>,
+    decided: u64,
+) -> Result<(), OfflineError> {
+    let done = store.committed_epoch().await?;
+    let missing: Vec<_> = pending.into_iter().filter(|(epoch, _)| done.is_none_or(|done| *epoch > done)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let started = Instant::now();
+    for (epoch, batch) in &missing {
+        store.write(*epoch, batch).await?;
+    }
+    metrics.count(store.commit(decided).await?, started);
+    Ok(())
+}
+
 struct Writer {
     tables: Vec<Table>,
     /// For each worker the newest epoch it has closed plus 1.
     closed: Vec<u64>,
     shared: Arc<Shared>,
+    decided: Arc<Decided>,
     backlog: GaugeHandle,
 }
 
 impl Writer {
     async fn open(open: OpenOffline, shared: Arc<Shared>) -> Result<Self, OfflineError> {
+        let done = match open.begin {
+            Begin::After(epoch) => epoch,
+            Begin::Anew | Begin::AnewReplacing => 0,
+        };
         let mut tables = Vec::with_capacity(open.tables.len());
-        for table in &open.tables {
+        for (number, (table, pending)) in open.tables.iter().zip(open.pending).enumerate() {
             let TableKind::Delta(config) = &table.config.table;
-            let store = Store::open(Open {
+            let mut store = Store::open(Open {
                 name: &table.name,
                 job: &open.job,
                 topology_hash: &open.topology_hash,
@@ -277,7 +303,11 @@ impl Writer {
             .await?;
             let every = table.config.every.duration();
             let metrics = TableMetrics::new(&table.name);
-            metrics.durable.set(0.0);
+            redo(&mut store, &metrics, pending, done).await?;
+            if matches!(open.begin, Begin::After(_)) {
+                shared.durable[number].store(done + 1, Ordering::Release);
+            }
+            metrics.durable.set(done as f64);
             tables.push(Table {
                 store,
                 every,
@@ -290,7 +320,7 @@ impl Writer {
         let backlog = OFFLINE_BACKLOG_BYTES.of([]);
         backlog.set(0.0);
         let closed = vec![shared.durable.first().map_or(0, |epoch| epoch.load(Ordering::Acquire)); open.workers];
-        Ok(Writer { tables, closed, shared, backlog })
+        Ok(Writer { tables, closed, shared, decided: open.decided, backlog })
     }
 
     /// Until all feeders are gone.
@@ -321,9 +351,10 @@ impl Writer {
         self.commit_due(Instant::now()).await
     }
 
-    /// One behind the newest epoch that every worker has closed.
+    /// One behind the newest epoch that every worker has closed and that is decided: a table never has rows that a crash
+    /// could make again.
     fn complete(&self) -> u64 {
-        self.closed.iter().copied().min().unwrap_or(0)
+        self.closed.iter().copied().min().unwrap_or(0).min(self.decided.epoch() + 1)
     }
 
     /// Encodes the rows of complete epochs, epoch by epoch and worker by worker.

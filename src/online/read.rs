@@ -71,6 +71,6 @@ impl Group {
             None => entry.versions.first(),
             Some(as_of) => entry.versions.iter().find(|version| version.event_time <= as_of),
         }?;
-        (!self.expired(version.event_time, at)).then(|| (version.event_time, version.bytes.to_vec()))
+        (!self.is_expired(version.event_time, at)).then(|| (version.event_time, version.bytes.to_vec()))
     }
 }

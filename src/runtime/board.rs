@@ -1,12 +1,10 @@
 //! What a job's threads share, and what the metrics, the display and HTTP look at.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::Context as _;
-
+use super::decided::Decided;
 use super::failure::Failures;
 use super::lanes::NO_LANE;
 use super::meter::Meters;
@@ -44,8 +42,8 @@ pub struct Board {
     pub heartbeats: Vec<Arc<AtomicI64>>,
     /// The newest epoch that any source has ended with.
     pub last_epoch: Arc<AtomicU64>,
-    /// Positions of the sinks of drift signals, once they have ended.
-    pub signal_positions: Arc<Mutex<BTreeMap<String, u64>>>,
+    /// Which epochs are decided.
+    pub decided: Arc<Decided>,
     /// Quality after the newest epoch of the slow lane.
     pub quality: Arc<Mutex<QualityBySlice>>,
     /// The newest epoch that a source has opened.
@@ -58,12 +56,14 @@ impl Board {
     /// The board of a job that goes on from `checkpoint`.
     ///
     /// # Errors
-    /// If the online store can't take up its part of the checkpoint.
+    /// If the online store can't keep a group's features.
     pub fn new(plan: &Plan, checkpoint: &Checkpoint, watermarks: Watermarks) -> anyhow::Result<Board> {
         let workers = plan.engine.workers;
         let sources = plan.sources().count();
-        let writers = plan.sinks.iter().map(|sink| seeds::writers(sink, workers)).sum();
-        let gates = Gates::default();
+        let writers = seeds::writers(plan);
+        let after = writers.iter().flat_map(|writers| vec![writers.commits_after_decision; writers.count]);
+        let epoch = checkpoint.progress.epoch;
+        let gates = Gates::new(plan.engine.epoch.0);
         for lane in [&gates.slow_epoch, &gates.durable_epoch] {
             lane.store(NO_LANE, std::sync::atomic::Ordering::Relaxed);
         }
@@ -71,17 +71,17 @@ impl Board {
             meters: Arc::default(),
             gates: Arc::new(gates),
             watermarks: Arc::new(watermarks),
-            durable: Arc::new(Durable::new(writers, checkpoint.epoch)),
+            durable: Arc::new(Durable::new(after, epoch)),
             positions: Arc::default(),
             partitions: Arc::default(),
             failures: Failures::default(),
-            online: Arc::new(online(plan, checkpoint)?),
+            online: Arc::new(online(plan)?),
             statuses: (0..sources).map(|_| Arc::default()).collect(),
             heartbeats: seeds::heartbeats(workers),
-            last_epoch: Arc::new(AtomicU64::new(checkpoint.epoch)),
-            signal_positions: Arc::default(),
+            last_epoch: Arc::new(AtomicU64::new(epoch)),
+            decided: Arc::new(Decided::new(epoch)),
             quality: Arc::default(),
-            open_epoch: Arc::new(AtomicU64::new(checkpoint.epoch + 1)),
+            open_epoch: Arc::new(AtomicU64::new(epoch + 1)),
             draining: Arc::default(),
         })
     }
@@ -96,7 +96,7 @@ impl Board {
             folder: plan.folder.clone(),
             message_size_max: source.message_size_max,
             idle_after,
-            positions: from.positions.get(name).cloned().unwrap_or_default(),
+            positions: from.progress.positions.get(name).cloned().unwrap_or_default(),
             ports,
             partitions: self.partitions.clone(),
             stop: self.draining.clone(),
@@ -114,24 +114,11 @@ impl Board {
     }
 }
 
-/// The name under which a checkpoint keeps a group's served features. No node bears it: the node that publishes them is
-/// `<group>.online` and keeps no state.
-pub fn served(group: &str) -> String {
-    format!("{group}.served")
-}
-
-/// The online store of a plan's groups, with what the checkpoint has of them. A group that is not served has no rows.
-fn online(plan: &Plan, checkpoint: &Checkpoint) -> anyhow::Result<OnlineStore> {
+/// The online store of a plan's groups. A group that is not served has no rows.
+fn online(plan: &Plan) -> anyhow::Result<OnlineStore> {
     let group = |group: &crate::plan::GroupPlan| {
         let operator = group.operator();
         OnlineGroup { name: group.name.clone(), schema: operator.published_schema(), ttl: Some(operator.ttl()) }
     };
-    let store = OnlineStore::new(&plan.groups.iter().map(group).collect::<Vec<_>>())?;
-    for (index, group) in plan.groups.iter().enumerate() {
-        for (key_group, bytes) in checkpoint.nodes.get(&served(&group.name)).into_iter().flatten() {
-            let loaded = store.load(index, *key_group, bytes);
-            loaded.with_context(|| format!("take up the served features of `{}`", group.name))?;
-        }
-    }
-    Ok(store)
+    Ok(OnlineStore::new(&plan.groups.iter().map(group).collect::<Vec<_>>())?)
 }

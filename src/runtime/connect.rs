@@ -31,8 +31,8 @@ use timely::dataflow::operators::generic::OutputBuilderSession;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::progress::frontier::MutableAntichain;
 
+use super::ledger::SharedLedger;
 use super::meter::{Meters, NodeMeter};
-use super::output::Output;
 use super::route::{Edge, Parcel, Routing, route};
 use super::shared::{Gates, PositionLog, Watermarks};
 use super::time::{LAST_TICK, epoch_of, time};
@@ -70,10 +70,10 @@ pub struct Context {
     pub meters: Arc<Meters>,
     /// Positions at the ends of epochs.
     pub positions: Arc<PositionLog>,
-    /// The operators, kept so that their state can be saved when the dataflow has ended.
+    /// The operators, kept until they have taken up their state.
     pub nodes: Kept<dyn Operator>,
-    /// The sinks' ends among them, kept for their positions.
-    pub outputs: Kept<Output>,
+    /// What the worker leaves for each epoch's checkpoint.
+    pub ledger: SharedLedger,
     /// Activators of operators that must be looked at from time to time (writers that wait for the world).
     pub polled: Rc<RefCell<Vec<timely::scheduling::Activator>>>,
     /// Bumped for every batch that an operator takes: tells busy turns of the worker from idle ones.
@@ -183,6 +183,10 @@ struct Placed {
     watermarks: Arc<Watermarks>,
     last_epoch: Arc<AtomicU64>,
     meter: NodeMeter,
+    name: Arc<str>,
+    ledger: SharedLedger,
+    /// The node's number in the ledger.
+    entry: usize,
     moved: Rc<Cell<u64>>,
 }
 
@@ -198,6 +202,9 @@ impl Placed {
             watermarks: context.watermarks.clone(),
             last_epoch: context.last_epoch.clone(),
             meter: NodeMeter::new(&node.name, &context.meters, context.worker),
+            entry: context.ledger.borrow_mut().register(),
+            ledger: context.ledger.clone(),
+            name: node.name,
             operator: node.operator,
             moved: context.moved.clone(),
         }
@@ -253,8 +260,10 @@ impl Placed {
                 self.meter.state(operator.state_size());
             }
             give(&mut self.given, &self.meter, sessions, |output| &self.closing[output]);
+            self.leave_changes();
             if frontier.is_none() && self.held.is_empty() && self.open >= self.last_epoch.load(Ordering::Acquire) {
                 self.closing.clear();
+                self.ledger.borrow_mut().ended(self.entry);
                 return;
             }
             self.open += 1;
@@ -262,6 +271,14 @@ impl Placed {
                 capability.downgrade(&time(self.open, LAST_TICK));
             }
         }
+    }
+
+    /// Leaves what the open epoch, which is closed now, has changed for its checkpoint.
+    fn leave_changes(&mut self) {
+        let mut ledger = self.ledger.borrow_mut();
+        let (name, epoch) = (&self.name, self.open);
+        self.operator.borrow_mut().save_changes(&mut |key_group, bytes| ledger.state(epoch, name, key_group, bytes));
+        ledger.closed(self.entry, epoch);
     }
 
     /// Processes what was held and belongs to the open epoch: all of it on arrival, closed ticks otherwise.

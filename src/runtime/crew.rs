@@ -21,7 +21,6 @@ use super::dataflow::{Built, Parts, build};
 use super::failure::Failures;
 use super::lanes::{Lane, Tapped};
 use super::output::Output;
-use super::shared::Taken;
 use super::worker::Loop;
 use crate::checkpoint::NodeState;
 use crate::online::OnlineStore;
@@ -63,21 +62,9 @@ pub struct Common {
     pub restore: Arc<BTreeMap<String, NodeState>>,
 }
 
-/// What a worker leaves behind.
-pub struct Left {
-    /// Its part of the nodes' state.
-    pub state: BTreeMap<String, NodeState>,
-    /// Next offsets of its partitions, for each source.
-    pub taken: Vec<Taken>,
-    /// Event times seen, for each source.
-    pub watermarks: Vec<SourceWatermarks>,
-    /// The writers' positions, by sink.
-    pub sinks: BTreeMap<String, u64>,
-}
-
 /// Workers at work.
 pub struct Crew {
-    thread: JoinHandle<anyhow::Result<Vec<Left>>>,
+    thread: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Crew {
@@ -113,11 +100,11 @@ impl Crew {
         self.thread.is_finished()
     }
 
-    /// Waits for all workers; gives what they leave.
+    /// Waits for all workers.
     ///
     /// # Errors
     /// If a worker failed.
-    pub fn join(self) -> anyhow::Result<Vec<Left>> {
+    pub fn join(self) -> anyhow::Result<()> {
         self.thread.join().map_err(|_| anyhow!("a worker panicked"))?
     }
 }
@@ -129,7 +116,7 @@ fn run(
     contexts: impl Fn(usize) -> Context + Send + Sync + 'static,
     common: Common,
     ready: Ready,
-) -> anyhow::Result<Vec<Left>> {
+) -> anyhow::Result<()> {
     let config = match seeds.len() {
         1 => timely::Config::thread(),
         workers => timely::Config::process(workers),
@@ -141,7 +128,7 @@ fn run(
         work(worker, seed.expect("each worker takes its seed once"), &contexts, &common, &ready)
     })
     .map_err(|error| anyhow!("start timely: {error}"))?;
-    guards.join().into_iter().map(|left| left.map_err(|error| anyhow!("a worker failed: {error}"))?).collect()
+    guards.join().into_iter().try_for_each(|ended| ended.map_err(|error| anyhow!("a worker failed: {error}"))?)
 }
 
 fn work(
@@ -150,7 +137,7 @@ fn work(
     contexts: &impl Fn(usize) -> Context,
     common: &Common,
     ready: &Ready,
-) -> anyhow::Result<Left> {
+) -> anyhow::Result<()> {
     let context = contexts(worker.index());
     let activity = Rc::new(Cell::new(0));
     let lanes: Vec<Option<Rc<RefCell<Tapped>>>> =
@@ -190,40 +177,23 @@ fn work(
     for lane in lanes.into_iter().flatten() {
         lane.borrow_mut().end();
     }
-    Ok(leave(&context, built.taken, built.watermarks))
+    Ok(())
 }
 
 /// Gives the operators the key groups that this worker owns.
 fn restore(context: &Context, states: &BTreeMap<String, NodeState>) -> anyhow::Result<()> {
     for (name, operator) in context.nodes.borrow().iter() {
         let Some(state) = states.get(&**name) else { continue };
-        for (key_group, bytes) in state {
+        for (key_group, parts) in state {
             if millstream_operators::key::worker_of(*key_group, context.workers) == context.worker {
-                let loaded = operator.borrow_mut().load(*key_group, bytes);
-                loaded.with_context(|| format!("take up the state of `{name}`"))?;
+                for bytes in parts {
+                    let loaded = operator.borrow_mut().load(*key_group, bytes);
+                    loaded.with_context(|| format!("take up the state of `{name}`"))?;
+                }
             }
         }
     }
+    // They are not asked for again.
+    context.nodes.borrow_mut().clear();
     Ok(())
-}
-
-fn leave(context: &Context, taken: Vec<Rc<RefCell<Taken>>>, watermarks: Vec<Rc<RefCell<SourceWatermarks>>>) -> Left {
-    let (mut state, mut sinks) = (BTreeMap::<String, NodeState>::new(), BTreeMap::new());
-    for (name, operator) in context.nodes.borrow().iter() {
-        let operator = operator.borrow();
-        operator.save(&mut |key_group, bytes| {
-            state.entry(name.to_string()).or_default().insert(key_group, bytes);
-        });
-    }
-    for (name, output) in context.outputs.borrow().iter() {
-        if let Some(position) = output.borrow().position() {
-            sinks.insert(name.to_string(), position);
-        }
-    }
-    Left {
-        state,
-        taken: taken.iter().map(|taken| taken.borrow().clone()).collect(),
-        watermarks: watermarks.iter().map(|watermarks| watermarks.borrow().clone()).collect(),
-        sinks,
-    }
 }

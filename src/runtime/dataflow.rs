@@ -8,11 +8,13 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use arrow::array::AsArray;
 use crossbeam_channel::Receiver;
 use millstream_operators::Batch;
 use millstream_operators::key::KeyColumns;
 use millstream_operators::operator::{Operator, Outputs};
 use millstream_operators::score::Score;
+use millstream_operators::state::StateError;
 use timely::dataflow::Scope;
 use timely::dataflow::operators::Concatenate;
 use timely::scheduling::SyncActivator;
@@ -22,9 +24,9 @@ use super::connect::{Context, Node, Order, Outgoing, connect};
 use super::failure::Failures;
 use super::input::{Input, connect_source};
 use super::lanes::{Tap, Tapped};
+use super::ledger::SharedLedger;
 use super::output::Output;
 use super::route::{Edge, Routing};
-use super::shared::Taken;
 use crate::online::OnlineStore;
 use crate::plan::{Node as PlanNode, Plan};
 use crate::sources::Arrival;
@@ -57,10 +59,6 @@ pub struct Parts {
 pub struct Built {
     /// Wakes the worker when something arrives, for each source.
     pub wakes: Vec<SyncActivator>,
-    /// What each source has taken.
-    pub taken: Vec<Rc<RefCell<Taken>>>,
-    /// The watermark state of each source.
-    pub watermarks: Vec<Rc<RefCell<millstream_operators::watermark::Watermarks>>>,
 }
 
 /// Builds the dataflow.
@@ -73,7 +71,7 @@ pub fn build<'scope>(scope: Scope<'scope, u64>, plan: &Plan, context: &Context, 
         streams: plan.streams.iter().map(|_| None).collect(),
         groups: plan.groups.iter().map(|_| None).collect(),
         rejects: Vec::new(),
-        built: Built { wakes: Vec::new(), taken: Vec::new(), watermarks: Vec::new() },
+        built: Built { wakes: Vec::new() },
         parts,
     };
     for stream in 0..plan.streams.len() {
@@ -124,22 +122,17 @@ impl<'scope> Building<'_, 'scope> {
 
     fn source(&mut self, name: &str, source: &crate::plan::SourcePlan) -> Edge<'scope> {
         let index = source.index as usize;
-        let taken = Rc::new(RefCell::new(Taken::new()));
-        let watermarks = Rc::new(RefCell::new(self.parts.watermarks[index].clone()));
         let input = Input {
             name: name.into(),
             source: index,
             inbox: self.parts.inboxes[index].clone(),
             decoder: source.decoder.clone(),
-            watermarks: watermarks.clone(),
+            watermarks: self.parts.watermarks[index].clone(),
             clock: self.parts.clock,
-            taken: taken.clone(),
             activity: self.parts.activity.clone(),
         };
         let (outgoing, wake) = connect_source(self.scope, self.context, input);
         self.built.wakes.push(wake);
-        self.built.taken.push(taken);
-        self.built.watermarks.push(watermarks);
         self.keep(outgoing).remove(0)
     }
 
@@ -180,8 +173,13 @@ impl<'scope> Building<'_, 'scope> {
         let edges = self.keep(outgoing);
         self.groups[id] = Some(edges.clone());
         if let Some(published) = edges.last() {
-            let publish =
-                Publish { group: id, online: self.parts.online.clone(), failures: self.parts.failures.clone() };
+            let publish = Publish {
+                group: id,
+                online: self.parts.online.clone(),
+                failures: self.parts.failures.clone(),
+                touched: Vec::new(),
+                owned: millstream_operators::key::groups_of(self.context.worker, self.context.workers),
+            };
             self.end(&format!("{}.online", group.name), publish, published.clone(), Routing::Stay, Order::Arrival);
         }
         edges
@@ -198,7 +196,10 @@ impl<'scope> Building<'_, 'scope> {
             let Some(lane) = lane else { continue };
             for (input, stream) in streams.into_iter().enumerate() {
                 let edge = self.stream(stream);
-                let tap = Tap::new(&lane, input, self.context.first_epoch, self.context.watermarks.clone());
+                let mut tap = Tap::new(&lane, input, self.context.first_epoch, self.context.watermarks.clone());
+                if what == "offline" {
+                    tap.keep_in(self.context.ledger.clone());
+                }
                 let name = format!("{}.{what}", plan.streams[stream].name);
                 self.end(&name, tap, edge, Routing::Stay, Order::Arrival);
             }
@@ -217,11 +218,7 @@ impl<'scope> Building<'_, 'scope> {
             let order = if self.bounded && sink.one_writer() { Order::Ticks } else { Order::Arrival };
             let output = self.parts.outputs[id].take();
             let operator: Rc<RefCell<dyn Operator>> = match output {
-                Some(output) => {
-                    let output = Rc::new(RefCell::new(output));
-                    self.context.outputs.borrow_mut().push((sink.name.as_str().into(), output.clone()));
-                    output
-                }
+                Some(output) => Rc::new(RefCell::new(Writing { output, ledger: self.context.ledger.clone() })),
                 None => Rc::new(RefCell::new(Elsewhere)),
             };
             let node = Node { name: sink.name.as_str().into(), operator, outputs: 0, order, polled: true };
@@ -255,6 +252,10 @@ struct Publish {
     group: usize,
     online: Arc<OnlineStore>,
     failures: Failures,
+    /// Keys published since the last changes were given.
+    touched: Vec<Box<[u8]>>,
+    /// The key groups of the worker.
+    owned: std::ops::Range<usize>,
 }
 
 impl Operator for Publish {
@@ -262,6 +263,46 @@ impl Operator for Publish {
         if let Err(error) = self.online.publish(self.group, &batch) {
             self.failures.report(anyhow::Error::new(error));
         }
+        let keys = batch.records.column_by_name(crate::online::KEY).and_then(|keys| keys.as_string_opt::<i32>());
+        self.touched.extend(keys.into_iter().flatten().flatten().map(|key| key.as_bytes().into()));
+    }
+
+    fn save_changes(&mut self, give: &mut dyn FnMut(u16, Vec<u8>)) {
+        self.online.save_changes(self.group, self.touched.drain(..), self.owned.clone(), give);
+    }
+
+    fn load(&mut self, key_group: u16, bytes: &[u8]) -> Result<(), StateError> {
+        self.online.load(self.group, key_group, bytes)
+    }
+}
+
+/// A sink's end, which leaves in the ledger what it has written and must be committed later.
+struct Writing {
+    output: Output,
+    ledger: SharedLedger,
+}
+
+impl Operator for Writing {
+    fn process(&mut self, port: usize, batch: Batch, out: &mut Outputs) {
+        self.output.process(port, batch, out);
+    }
+
+    fn process_tick(&mut self, batches: Vec<(usize, Batch)>, out: &mut Outputs) {
+        self.output.process_tick(batches, out);
+    }
+
+    fn close_epoch(&mut self, epoch: u64, out: &mut Outputs) {
+        self.output.close_epoch(epoch, out);
+        let records = self.output.take_outbox();
+        if !records.is_empty() {
+            let mut ledger = self.ledger.borrow_mut();
+            let worker = ledger.worker();
+            ledger.part(epoch).outbox.push((self.output.name().clone(), worker, records));
+        }
+    }
+
+    fn poll(&mut self) -> bool {
+        self.output.poll()
     }
 }
 

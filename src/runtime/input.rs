@@ -3,7 +3,7 @@
 //! In live runs the clock cuts epochs and rows go on at once. In bounded runs the reader has decided about time and says
 //! so with [`Arrival::Advance`]. Nothing is taken while a gate is shut; the inbox fills, and the connector waits.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +24,7 @@ use timely::scheduling::SyncActivator;
 
 use super::clock::{EpochClock, now_micros};
 use super::connect::{Context, Outgoing};
+use super::ledger::SourcePart;
 use super::meter::{NodeMeter, SourceCounters};
 use super::route::Parcel;
 use super::shared::{NO_SAY, Taken};
@@ -41,11 +42,9 @@ pub struct Input {
     /// Messages to rows.
     pub decoder: Decoder,
     /// Event time per partition, and what happens to late rows.
-    pub watermarks: Rc<RefCell<Watermarks>>,
+    pub watermarks: Watermarks,
     /// Cuts epochs in live runs; `None` in bounded runs.
     pub clock: Option<EpochClock>,
-    /// What has been taken; the worker looks at it when the dataflow has ended.
-    pub taken: Rc<RefCell<Taken>>,
     /// Bumped for every batch: tells the worker's loop to keep spinning.
     pub activity: Rc<Cell<u64>>,
 }
@@ -132,8 +131,12 @@ struct Taking {
     counters: Arc<SourceCounters>,
     /// What waits in the inbox.
     queued: Arc<AtomicU64>,
+    /// What has been taken.
+    taken: Taken,
     /// Late rows that were kept and have been counted.
     late_kept: u64,
+    /// The source's number in the ledger.
+    entry: usize,
 }
 
 impl Taking {
@@ -141,7 +144,18 @@ impl Taking {
         let meter = NodeMeter::new(&input.name, &context.meters, context.worker);
         let counters = context.meters.source(&input.name);
         let queued = counters.queue(context.worker);
-        Taking { context: context.clone(), input, given: Outputs::new(1), meter, counters, queued, late_kept: 0 }
+        let entry = context.ledger.borrow_mut().register();
+        Taking {
+            context: context.clone(),
+            input,
+            given: Outputs::new(1),
+            meter,
+            counters,
+            queued,
+            taken: Taken::new(),
+            late_kept: 0,
+            entry,
+        }
     }
 
     /// Takes at most one batch, so that its rows leave with the capability's present time.
@@ -171,15 +185,16 @@ impl Taking {
                     }
                     capabilities.downgrade(to);
                 }
-                Ok(Arrival::Idle(partition)) => self.input.watermarks.borrow_mut().idle(partition),
+                Ok(Arrival::Idle(partition)) => self.input.watermarks.idle(partition),
                 Ok(Arrival::Position { partition, offset }) => {
                     self.take(partition, offset - 1);
-                    self.input.watermarks.borrow_mut().expect(partition);
+                    self.input.watermarks.expect(partition);
                 }
                 Ok(Arrival::End) | Err(TryRecvError::Disconnected) => {
                     let epoch = epoch_of(capabilities.now());
                     self.cut(epoch, epoch + 1);
                     self.context.last_epoch.fetch_max(epoch, Ordering::AcqRel);
+                    self.context.ledger.borrow_mut().ended(self.entry);
                     return Step::End;
                 }
                 Err(TryRecvError::Empty) => return Step::Wait,
@@ -191,19 +206,22 @@ impl Taking {
 
     /// Epochs `from..to` have ended for this source.
     fn cut(&mut self, from: u64, to: u64) {
-        let (watermark, silent) = {
-            let watermarks = self.input.watermarks.borrow();
-            (watermarks.watermark(), watermarks.has_no_say())
-        };
+        let (watermark, silent) = (self.input.watermarks.watermark(), self.input.watermarks.has_no_say());
         for epoch in from..to {
             self.context.watermarks.publish(epoch, if silent { NO_SAY } else { watermark });
         }
         self.counters.watermark.store(watermark, Ordering::Relaxed);
         self.context.open_epoch.fetch_max(to, Ordering::Relaxed);
-        let late_kept = self.input.watermarks.borrow().late_kept();
+        let late_kept = self.input.watermarks.late_kept();
         self.counters.late_kept.fetch_add(late_kept - self.late_kept, Ordering::Relaxed);
         self.late_kept = late_kept;
-        self.context.positions.publish(to - 1, self.input.source, &self.input.taken.borrow());
+        let taken = self.taken.clone();
+        self.context.positions.publish(to - 1, self.input.source, &taken);
+        let event_times = self.input.watermarks.newest().collect();
+        let mut ledger = self.context.ledger.borrow_mut();
+        // Nothing was taken after `from`: what holds at its end holds at the ends of the others.
+        ledger.part(from).sources.push(SourcePart { source: self.input.source, taken, event_times });
+        ledger.closed(self.entry, to - 1);
     }
 
     fn messages(&mut self, messages: Messages) {
@@ -236,16 +254,15 @@ impl Taking {
         self.given.rejects.extend(rejects);
     }
 
-    fn take(&self, partition: u32, offset: i64) {
-        let mut taken = self.input.taken.borrow_mut();
-        let next = taken.entry(partition).or_insert(0);
+    fn take(&mut self, partition: u32, offset: i64) {
+        let next = self.taken.entry(partition).or_insert(0);
         *next = (*next).max(offset + 1);
     }
 
     /// Late rows go where the topology says; the others go on.
     fn finish(&mut self, decoded: Option<Batch>) {
         if let Some(batch) = decoded {
-            let on_time = self.input.watermarks.borrow_mut().observe(batch, &mut self.given);
+            let on_time = self.input.watermarks.observe(batch, &mut self.given);
             if let Some(batch) = on_time {
                 self.meter.records_out(batch.len());
                 self.given.give(0, batch);

@@ -8,6 +8,7 @@
 //! the caller's thread: signals, progress, failures, the end
 //! ```
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,14 +16,17 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use timely::scheduling::SyncActivator;
 
 use super::board::Board;
+use super::checkpoints::{Checkpoints, Start};
 use super::clock::{EpochClock, now_micros};
 use super::connect::Context;
 use super::crew::{Common, Crew};
 use super::lanes::Lanes;
+use super::ledger::{Ledger, Word};
+use super::seeds::Opening;
 use super::shared::Watermarks;
 use crate::checkpoint::{Checkpoint, Store};
 use crate::http::health::Health;
@@ -56,7 +60,7 @@ pub struct Job {
     lanes: Lanes,
     connectors: Vec<JoinHandle<Result<(), SourceError>>>,
     board: Board,
-    state: Store,
+    checkpoints: Checkpoints,
     progress: Arc<Progress>,
     cuts: Arc<Cuts>,
 }
@@ -67,10 +71,10 @@ impl Job {
     /// # Errors
     /// If the checkpoint can't be taken up, a sink, model or table can't be opened, or a source refuses to start.
     pub fn start(plan: Arc<Plan>, mode: Mode) -> anyhow::Result<Job> {
-        let state = Store::open(&plan.folder.join(&plan.engine.state), &plan.name);
-        let state = state.context("take the state folder (`engine.state`)")?;
-        let checkpoint = state.load(&plan.hash)?.unwrap_or_default();
-        let first_epoch = checkpoint.epoch + 1;
+        let store = Store::open(&plan.folder.join(&plan.engine.state), &plan.name, &plan.hash);
+        let mut store = store.context("take the state folder (`engine.state`)")?;
+        let checkpoint = store.load()?.unwrap_or_default();
+        let first_epoch = checkpoint.progress.epoch + 1;
         let workers = plan.engine.workers;
         let cuts: Arc<Cuts> = Arc::default();
         let watermarks = match mode {
@@ -79,18 +83,37 @@ impl Job {
         };
         let board = Board::new(&plan, &checkpoint, watermarks)?;
         let clock = (mode == Mode::Live).then(|| EpochClock::new(first_epoch, plan.engine.epoch.duration()));
-        let mut lanes = Lanes::start(&plan, &checkpoint, &board, begin(mode, &checkpoint), first_epoch)?;
+        let (words, heard) = unbounded();
+        let mut participants = workers;
+        let mut ledgers = || {
+            participants += 1;
+            Ledger::new(participants - 1, first_epoch - 1, words.clone())
+        };
+        let opening =
+            Opening { plan: &plan, from: &checkpoint, board: &board, id: store.id().to_string(), first_epoch };
+        let mut lanes = Lanes::start(&opening, begin(mode, &checkpoint), &mut ledgers)?;
         let (senders, inboxes) = inboxes(workers, plan.sources().count());
-        let seeds = super::seeds::seeds(&plan, &checkpoint, &board, &mut lanes, inboxes, first_epoch)?;
+        let seeds = opening.seeds(&mut lanes, inboxes)?;
+        opening.settle_former_writers()?;
         let common = Common {
             plan: plan.clone(),
             online: board.online.clone(),
             failures: board.failures.clone(),
             clock,
             spin: std::time::Duration::from_micros(plan.engine.spin_micros),
-            restore: Arc::new(checkpoint.nodes.clone()),
+            restore: Arc::new(checkpoint.nodes),
         };
-        let (crew, wakes) = Crew::start(seeds, contexts(&board, workers, first_epoch), common)?;
+        let checkpoint = Checkpoint { nodes: Default::default(), outbox: Default::default(), ..checkpoint };
+        let start = Start {
+            plan: plan.clone(),
+            board: board.clone(),
+            store,
+            from: checkpoint.progress.clone(),
+            cuts: matches!(mode, Mode::Bounded(_)).then(|| cuts.clone()),
+            offline: lanes.offline_committed(),
+        };
+        let checkpoints = Checkpoints::start(start, participants, (words.clone(), heard))?;
+        let (crew, wakes) = Crew::start(seeds, contexts(&board, workers, first_epoch, words), common)?;
         let mut job = Job {
             plan,
             started: Instant::now(),
@@ -98,7 +121,7 @@ impl Job {
             lanes,
             connectors: Vec::new(),
             board,
-            state,
+            checkpoints,
             progress: Arc::default(),
             cuts,
         };
@@ -139,7 +162,7 @@ impl Job {
             Mode::Bounded(pace) => {
                 let mut sources = Vec::new();
                 for (stream, source) in self.plan.sources() {
-                    let positions = checkpoint.positions.get(&stream.name).cloned().unwrap_or_default();
+                    let positions = checkpoint.progress.positions.get(&stream.name).cloned().unwrap_or_default();
                     sources.push(source.bounded(&stream.name, &self.plan.folder, positions)?);
                 }
                 let replay = Replay {
@@ -215,22 +238,22 @@ impl Job {
         }
     }
 
-    /// Waits for the end and closes the books: the checkpoint, and what the run did.
+    /// Waits for the end and closes the books: the last checkpoint, and what the run did.
     ///
     /// # Errors
-    /// What made the job fail: the run's checkpoint is then the one it started from.
+    /// What made the job fail: the next start goes on from the newest checkpoint.
     pub fn finish(mut self) -> anyhow::Result<Summary> {
         while !self.ended() {
             self.look_after();
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        let left = self.crew.join()?;
+        self.crew.join()?;
         for connector in std::mem::take(&mut self.connectors) {
             if let Ok(Err(error)) = connector.join() {
                 self.board.failures.report(error.into());
             }
         }
-        let lanes = self.lanes.finish(self.plan.engine.shutdown_timeout.duration())?;
+        let lanes = self.lanes.finish(self.checkpoints, self.plan.engine.shutdown_timeout.duration())?;
         if let Some(error) = self.board.failures.first() {
             return Err(error);
         }
@@ -248,15 +271,13 @@ impl Job {
         if let Some(slow) = &lanes.slow {
             summary.judge(slow);
         }
-        let checkpoint = self.board.checkpoint(&self.plan, left, lanes, &self.cuts, epoch);
-        self.state.publish(&checkpoint)?;
         Ok(summary)
     }
 }
 
 /// What the offline store may find of earlier runs.
 fn begin(mode: Mode, checkpoint: &Checkpoint) -> Begin {
-    match (checkpoint.epoch, mode) {
+    match (checkpoint.progress.epoch, mode) {
         (0, Mode::Live) => Begin::Anew,
         (0, Mode::Bounded(_)) => Begin::AnewReplacing,
         (epoch, _) => Begin::After(epoch),
@@ -280,7 +301,12 @@ fn inboxes(workers: usize, sources: usize) -> (Vec<Vec<Sender<Arrival>>>, Vec<Ve
 }
 
 /// Makes each worker's context, on the worker's thread.
-fn contexts(board: &Board, workers: usize, first_epoch: u64) -> impl Fn(usize) -> Context + Send + Sync + 'static {
+fn contexts(
+    board: &Board,
+    workers: usize,
+    first_epoch: u64,
+    words: Sender<Word>,
+) -> impl Fn(usize) -> Context + Send + Sync + 'static {
     let board = board.clone();
     move |worker| Context {
         worker,
@@ -293,7 +319,7 @@ fn contexts(board: &Board, workers: usize, first_epoch: u64) -> impl Fn(usize) -
         meters: board.meters.clone(),
         positions: board.positions.clone(),
         nodes: Rc::default(),
-        outputs: Rc::default(),
+        ledger: Rc::new(RefCell::new(Ledger::new(worker, first_epoch - 1, words.clone()))),
         polled: Rc::default(),
         moved: Rc::default(),
     }

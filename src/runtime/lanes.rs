@@ -15,11 +15,12 @@ use crossbeam_channel::Sender;
 use millstream_operators::operator::{Operator, Outputs};
 use millstream_operators::{Batch, EventTime};
 
-use super::board::Board;
+use super::checkpoints::Checkpoints;
 use super::failure::Failures;
+use super::ledger::{Ledger, SharedLedger};
+use super::seeds::Opening;
 use super::shared::{Gates, Watermarks};
 use super::signals::Signals;
-use crate::checkpoint::Checkpoint;
 use crate::offline::{Begin, Feeder, Offline, OfflineConfig, OpenOffline, OpenTable};
 use crate::plan::{OfflinePlan, Plan};
 use crate::provenance::Origins;
@@ -60,18 +61,29 @@ pub struct Tap {
     input: usize,
     epoch: u64,
     watermarks: Arc<Watermarks>,
+    /// Where the rows are kept for the checkpoint, if the lane commits after the decision.
+    ledger: Option<SharedLedger>,
 }
 
 impl Tap {
     /// A tap into the lane's input `input`. All taps are made before the first row comes.
     pub fn new(lane: &Rc<RefCell<Tapped>>, input: usize, first_epoch: u64, watermarks: Arc<Watermarks>) -> Self {
         lane.borrow_mut().taps += 1;
-        Tap { lane: lane.clone(), input, epoch: first_epoch, watermarks }
+        Tap { lane: lane.clone(), input, epoch: first_epoch, watermarks, ledger: None }
+    }
+
+    /// Has the rows kept for the checkpoint as well.
+    pub fn keep_in(&mut self, ledger: SharedLedger) {
+        self.ledger = Some(ledger);
     }
 }
 
 impl Operator for Tap {
     fn process(&mut self, _port: usize, batch: Batch, _out: &mut Outputs) {
+        if let Some(ledger) = &self.ledger {
+            let kept = Batch { raw: None, ..batch.clone() };
+            ledger.borrow_mut().part(self.epoch).offline.push((self.input, kept));
+        }
         self.lane.borrow_mut().lane.rows(self.input, self.epoch, batch);
     }
 
@@ -142,7 +154,7 @@ pub struct Lanes {
 /// What the lanes leave behind.
 #[derive(Debug, Default)]
 pub struct LanesEnd {
-    /// What the slow lane did, and its state.
+    /// What the slow lane did.
     pub slow: Option<SlowReport>,
 }
 
@@ -151,30 +163,21 @@ impl Lanes {
     ///
     /// # Errors
     /// If a table or a sink of drift signals can't be opened, or the slow lane can't take up its state.
-    pub fn start(
-        plan: &Plan,
-        checkpoint: &Checkpoint,
-        board: &Board,
-        begin: Begin,
-        first_epoch: u64,
-    ) -> anyhow::Result<Lanes> {
+    pub fn start(opening: &Opening<'_>, begin: Begin, ledgers: &mut dyn FnMut() -> Ledger) -> anyhow::Result<Lanes> {
+        let (plan, board, first_epoch) = (opening.plan, opening.board, opening.first_epoch);
         let (mut offline, mut feeders) = (None, Vec::new());
         if !plan.offline.is_empty() {
-            let (store, fed) = crate::offline::start(open_offline(plan, board, begin))?;
+            let (store, fed) = crate::offline::start(open_offline(opening, begin)?)?;
             (offline, feeders) = (Some(store), fed);
         }
         let streams = plan.slow_streams();
         let (mut slow, mut signals) = (None, None);
         if !streams.is_empty() {
-            let sending = Signals::start(plan, checkpoint, board, first_epoch)?;
+            let sending = Signals::start(opening, ledgers())?;
             let into = sending.inlet();
-            slow = Some(SlowLane::start(
-                slow_plan(plan),
-                checkpoint.slow.as_deref(),
-                first_epoch,
-                into,
-                board.partitions.clone(),
-            )?);
+            let states = &opening.from.nodes;
+            let (ledger, partitions) = (ledgers(), board.partitions.clone());
+            slow = Some(SlowLane::start(slow_plan(plan), states, first_epoch, into, ledger, partitions)?);
             signals = Some(sending);
         }
         Ok(Lanes {
@@ -221,23 +224,52 @@ impl Lanes {
     ///
     /// # Errors
     /// If a lane failed.
-    pub fn finish(self, deadline: Duration) -> anyhow::Result<LanesEnd> {
+    pub fn finish(self, checkpoints: Checkpoints, deadline: Duration) -> anyhow::Result<LanesEnd> {
         drop(self.feeders);
-        if let Some(offline) = self.offline {
-            offline.finish(deadline)?;
-        }
-        let slow = self.slow.map(SlowLane::finish).transpose()?;
+        let slow = self.slow.map(SlowLane::finish).transpose();
         if let Some(signals) = self.signals {
             signals.finish();
         }
+        let slow = slow?;
+        // Tables commit what is decided.
+        checkpoints.finish();
+        if let Some(offline) = self.offline {
+            offline.finish(deadline)?;
+        }
         Ok(LanesEnd { slow })
+    }
+
+    /// Says how far all tables are committed.
+    pub fn offline_committed(&self) -> Box<dyn Fn() -> u64 + Send> {
+        match &self.offline {
+            Some(offline) => {
+                let durable = offline.durable();
+                Box::new(move || durable().unwrap_or(0))
+            }
+            None => Box::new(|| 0),
+        }
     }
 }
 
 /// The closed epoch of a lane that is not there: it never holds anybody.
 pub const NO_LANE: u64 = u64::MAX / 2;
 
-fn open_offline(plan: &Plan, board: &Board, begin: Begin) -> OpenOffline {
+fn open_offline(opening: &Opening<'_>, begin: Begin) -> anyhow::Result<OpenOffline> {
+    let (plan, board) = (opening.plan, opening.board);
+    let mut pending: Vec<Vec<(u64, Batch)>> = Vec::new();
+    for table in &plan.offline {
+        let mut batches = Vec::new();
+        for (epoch, bytes) in opening.from.offline.get(&table.name).into_iter().flatten() {
+            let batch = crate::offline::pending::decode(bytes, &board.partitions);
+            batches.push((
+                *epoch,
+                batch.map_err(|detail| {
+                    anyhow::anyhow!("the checkpoint's rows of table `{}`, epoch {epoch}: {detail}", table.name)
+                })?,
+            ));
+        }
+        pending.push(batches);
+    }
     let open = |table: &OfflinePlan| OpenTable {
         name: table.name.clone(),
         config: OfflineConfig {
@@ -248,14 +280,16 @@ fn open_offline(plan: &Plan, board: &Board, begin: Begin) -> OpenOffline {
         schema: plan.streams[table.stream].schema.clone(),
         origins: Origins { partitions: board.partitions.clone(), model: plan.model_info(table.stream) },
     };
-    OpenOffline {
+    Ok(OpenOffline {
+        decided: board.decided.clone(),
+        pending,
         job: plan.name.clone(),
         topology_hash: plan.hash.clone(),
         folder: plan.folder.clone(),
         workers: plan.engine.workers,
         begin,
         tables: plan.offline.iter().map(open).collect(),
-    }
+    })
 }
 
 /// The slow lane's share of a plan.

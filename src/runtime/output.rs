@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arrow::array::AsArray;
 use millstream_operators::Batch;
@@ -22,7 +22,7 @@ use crate::metrics::catalogue::SINK_ERRORS;
 use crate::sinks::{Records, SinkError, SinkWriter};
 
 enum Queued {
-    Records { epoch: u64, records: Records, from: usize },
+    Records { epoch: u64, records: Arc<Records>, from: usize },
     End(u64),
 }
 
@@ -32,6 +32,8 @@ pub struct Output {
     encoder: Encoder,
     writer: Box<dyn SinkWriter>,
     queue: VecDeque<Queued>,
+    /// What was written in the open epoch, if the sink commits after the decision: for the checkpoint.
+    outbox: Option<Vec<Arc<Records>>>,
     epoch: u64,
     failed: bool,
     durable: Arc<Durable>,
@@ -40,7 +42,14 @@ pub struct Output {
     failures: Failures,
     counters: Arc<SinkCounters>,
     stalled_at: Option<Instant>,
+    /// Since when there has been something in the queue.
+    waiting_since: Option<Instant>,
 }
+
+/// Batches in the queue above which the sources are held.
+const QUEUE_MAX: usize = 256;
+/// How long there may be something in the queue before the sources are held.
+const BREATH: Duration = Duration::from_millis(20);
 
 /// What an output shares with the rest of its process.
 pub struct OutputContext {
@@ -48,6 +57,8 @@ pub struct OutputContext {
     pub durable: Arc<Durable>,
     /// The writer's number in `durable`.
     pub slot: usize,
+    /// Whether the sink commits an epoch after it was decided.
+    pub commits_after_decision: bool,
     /// The first epoch of this run.
     pub first_epoch: u64,
     /// The gates of the sources.
@@ -67,8 +78,10 @@ impl Output {
             encoder,
             writer,
             queue: VecDeque::new(),
+            outbox: context.commits_after_decision.then(Vec::new),
             epoch: context.first_epoch,
             stalled_at: None,
+            waiting_since: None,
             failed: false,
             durable: context.durable,
             slot: context.slot,
@@ -77,15 +90,23 @@ impl Output {
         }
     }
 
-    /// The writer's position, for the checkpoint.
-    pub fn position(&self) -> Option<u64> {
-        self.writer.position()
+    /// The sink's name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// What was written since the last call, if the sink commits after the decision: to be asked when an epoch is closed.
+    pub fn take_outbox(&mut self) -> Vec<Arc<Records>> {
+        self.outbox.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     fn encode(&mut self, batch: &Batch) {
-        let records = self.encoder.encode(batch, self.epoch);
+        let records = Arc::new(self.encoder.encode(batch, self.epoch));
         self.counters.encoded(&records, batch, now_micros());
         self.counters.queued.fetch_add(records.len() as i64, Ordering::Relaxed);
+        if let Some(outbox) = &mut self.outbox {
+            outbox.push(records.clone());
+        }
         self.queue.push_back(Queued::Records { epoch: self.epoch, records, from: 0 });
     }
 
@@ -105,14 +126,24 @@ impl Output {
             }
             self.queue.pop_front();
         }
-        self.mark_stalled(!self.queue.is_empty());
+        self.look_at_queue();
         if let Some(epoch) = self.writer.durable()? {
-            self.durable.set(self.slot, epoch);
+            self.durable.set(self.slot, epoch, self.writer.positions());
             if let Some(epoch) = self.durable.epoch() {
                 self.gates.durable_epoch.store(epoch, Ordering::Relaxed);
             }
         }
         Ok(())
+    }
+
+    /// A writer takes a breath between two epochs; only one that does not keep up holds the sources.
+    fn look_at_queue(&mut self) {
+        if self.queue.is_empty() {
+            self.waiting_since = None;
+            return self.mark_stalled(false);
+        }
+        let since = *self.waiting_since.get_or_insert_with(Instant::now);
+        self.mark_stalled(self.queue.len() > QUEUE_MAX || since.elapsed() > BREATH);
     }
 
     /// Shuts the gate of the sources while the writer can't take what it was given, and opens it again.

@@ -1,6 +1,5 @@
 //! Opens what workers are made of: sinks, models, feeds into the lanes, event times of the checkpoint.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
@@ -9,109 +8,169 @@ use crossbeam_channel::Receiver;
 use millstream_operators::score::Score;
 use millstream_operators::watermark::{Late, Watermarks as SourceWatermarks};
 
-use super::board::{Board, served};
+use super::board::Board;
 use super::clock::now_micros;
-use super::crew::{Left, Seed};
-use super::lanes::{Lanes, LanesEnd};
+use super::crew::Seed;
+use super::lanes::Lanes;
 use super::output::{Output, OutputContext};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, effect_name};
 use crate::encode::{Encoder, EncoderConfig, Headers, Value};
 use crate::metrics::catalogue::{MODEL_INFO, MODEL_LOADED};
 use crate::models::{Measured, OnnxModel};
 use crate::plan::{From, Plan, SinkPlan, SourcePlan};
 use crate::provenance::Origins;
-use crate::replay::Cuts;
-use crate::sinks::{Open, SinkKind};
+use crate::sinks::{Commits, Open, Records, SinkKind, SinkWriter};
 use crate::sources::Arrival;
 use crate::topology::LatePolicy;
 
-/// One seed a worker.
-///
-/// # Errors
-/// If a sink or a model can't be opened.
-pub fn seeds(
-    plan: &Plan,
-    checkpoint: &Checkpoint,
-    board: &Board,
-    lanes: &mut Lanes,
-    inboxes: Vec<Vec<Receiver<Arrival>>>,
-    first_epoch: u64,
-) -> anyhow::Result<Vec<Seed>> {
-    let workers = inboxes.len();
-    let mut models = Vec::new();
-    for model in &plan.models {
-        let opened = OnnxModel::read(&model.path)?;
-        opened.probe(&model.binding, true).with_context(|| format!("model `{}`", model.name))?;
-        MODEL_INFO.of([&model.name, &model.version, &opened.signature().digest[..8]]).set(1.0);
-        MODEL_LOADED.of([&model.name, &model.version]).set(now_micros() as f64 / 1e6);
-        models.push(opened);
+/// What opens the sinks of a job.
+pub struct Opening<'a> {
+    /// What runs.
+    pub plan: &'a Plan,
+    /// Where the job goes on.
+    pub from: &'a Checkpoint,
+    /// What the job's threads share.
+    pub board: &'a Board,
+    /// Tells this life of the job from all others.
+    pub id: String,
+    /// The first epoch of this run.
+    pub first_epoch: u64,
+}
+
+/// The writers of a sink, and their places in the table of durable epochs.
+#[derive(Debug, Clone)]
+pub struct Writers {
+    /// The sink's name.
+    pub sink: String,
+    /// The place of its first writer.
+    pub first_slot: usize,
+    /// How many there are.
+    pub count: usize,
+    /// Whether they commit an epoch after it was decided.
+    pub commits_after_decision: bool,
+}
+
+/// The writers of all sinks, in the order of the plan.
+pub fn writers(plan: &Plan) -> Vec<Writers> {
+    let mut first_slot = 0;
+    let mut all = Vec::new();
+    for sink in &plan.sinks {
+        let count = if sink.kind.one_writer() || sink.from == From::Drift { 1 } else { plan.engine.workers };
+        let commits_after_decision = sink.kind.commits_after_decision();
+        all.push(Writers { sink: sink.name.clone(), first_slot, count, commits_after_decision });
+        first_slot += count;
     }
-    let mut seeds = Vec::new();
-    for (worker, inboxes) in inboxes.into_iter().enumerate() {
-        let mut outputs = Vec::new();
-        for (index, sink) in plan.sinks.iter().enumerate() {
-            let elsewhere = sink.from == From::Drift || (sink.kind.one_writer() && worker > 0);
-            outputs.push(match elsewhere {
-                true => None,
-                false => Some(output(plan, index, worker, workers, checkpoint, board, first_epoch)?),
+    all
+}
+
+impl Opening<'_> {
+    /// One seed a worker.
+    ///
+    /// # Errors
+    /// If a sink or a model can't be opened.
+    pub fn seeds(&self, lanes: &mut Lanes, inboxes: Vec<Vec<Receiver<Arrival>>>) -> anyhow::Result<Vec<Seed>> {
+        let (plan, board) = (self.plan, self.board);
+        let mut models = Vec::new();
+        for model in &plan.models {
+            let opened = OnnxModel::read(&model.path)?;
+            opened.probe(&model.binding, true).with_context(|| format!("model `{}`", model.name))?;
+            MODEL_INFO.of([&model.name, &model.version, &opened.signature().digest[..8]]).set(1.0);
+            MODEL_LOADED.of([&model.name, &model.version]).set(now_micros() as f64 / 1e6);
+            models.push(opened);
+        }
+        let mut seeds = Vec::new();
+        for (worker, inboxes) in inboxes.into_iter().enumerate() {
+            let mut outputs = Vec::new();
+            for (index, sink) in plan.sinks.iter().enumerate() {
+                let elsewhere = sink.from == From::Drift || (sink.kind.one_writer() && worker > 0);
+                outputs.push(match elsewhere {
+                    true => None,
+                    false => Some(self.output(index, worker)?),
+                });
+            }
+            let mut scores = Vec::new();
+            for (model, opened) in plan.models.iter().zip(&models) {
+                let scorer = opened.scorer(&model.binding).with_context(|| format!("model `{}`", model.name))?;
+                let scorer = Measured::new(&model.name, scorer);
+                scores.push(Some(Score::new(&model.name, model.binding.clone(), Box::new(scorer))));
+            }
+            let watermarks = plan.sources().map(|(stream, source)| watermarks(&stream.name, source, self.from, board));
+            seeds.push(Seed {
+                inboxes,
+                outputs,
+                scores,
+                slow: lanes.slow_feed(worker),
+                offline: lanes.offline_feed(),
+                watermarks: watermarks.collect(),
+                heartbeat: board.heartbeats[worker].clone(),
             });
         }
-        let mut scores = Vec::new();
-        for (model, opened) in plan.models.iter().zip(&models) {
-            let scorer = opened.scorer(&model.binding).with_context(|| format!("model `{}`", model.name))?;
-            let scorer = Measured::new(&model.name, scorer);
-            scores.push(Some(Score::new(&model.name, model.binding.clone(), Box::new(scorer))));
-        }
-        let watermarks = plan.sources().map(|(stream, source)| watermarks(&stream.name, source, checkpoint, board));
-        seeds.push(Seed {
-            inboxes,
-            outputs,
-            scores,
-            slow: lanes.slow_feed(worker),
-            offline: lanes.offline_feed(),
-            watermarks: watermarks.collect(),
-            heartbeat: board.heartbeats[worker].clone(),
-        });
+        Ok(seeds)
     }
-    Ok(seeds)
-}
 
-/// How many writers a sink has: the slots it takes in the table of durable epochs.
-pub fn writers(sink: &SinkPlan, workers: usize) -> usize {
-    if sink.kind.one_writer() || sink.from == From::Drift { 1 } else { workers }
-}
+    /// The end of a sink on one worker.
+    ///
+    /// # Errors
+    /// If the sink can't be opened.
+    pub fn output(&self, index: usize, worker: usize) -> anyhow::Result<Output> {
+        let (sink, board) = (&self.plan.sinks[index], self.board);
+        let writer = self.writer(sink, worker)?;
+        let context = OutputContext {
+            durable: board.durable.clone(),
+            slot: writers(self.plan)[index].first_slot + worker,
+            commits_after_decision: sink.kind.commits_after_decision(),
+            first_epoch: self.first_epoch,
+            gates: board.gates.clone(),
+            failures: board.failures.clone(),
+            meters: board.meters.clone(),
+        };
+        Ok(Output::new(sink.name.as_str().into(), encoder(self.plan, sink, board), writer, context))
+    }
 
-/// The end of a sink on one worker.
-pub fn output(
-    plan: &Plan,
-    index: usize,
-    worker: usize,
-    workers: usize,
-    checkpoint: &Checkpoint,
-    board: &Board,
-    first_epoch: u64,
-) -> anyhow::Result<Output> {
-    let sink = &plan.sinks[index];
-    let open = Open {
-        name: sink.name.clone(),
-        job: plan.name.clone(),
-        worker,
-        workers,
-        folder: plan.folder.clone(),
-        resumed: checkpoint.epoch > 0,
-        position: checkpoint.sinks.get(&sink.name).copied(),
-    };
-    let writer = sink.kind.target().open(open)?;
-    let slot: usize = plan.sinks[..index].iter().map(|sink| writers(sink, workers)).sum();
-    let context = OutputContext {
-        durable: board.durable.clone(),
-        slot: slot + worker,
-        first_epoch,
-        gates: board.gates.clone(),
-        failures: board.failures.clone(),
-        meters: board.meters.clone(),
-    };
-    Ok(Output::new(sink.name.as_str().into(), encoder(plan, sink, board), writer, context))
+    fn writer(&self, sink: &SinkPlan, worker: usize) -> anyhow::Result<Box<dyn SinkWriter>> {
+        let progress = &self.from.progress;
+        let mut pending = Vec::new();
+        for (epoch, bytes) in self.from.outbox.get(&(sink.name.clone(), worker as u16)).into_iter().flatten() {
+            let records = Records::from_bytes(bytes).map_err(|detail| {
+                anyhow::anyhow!("the checkpoint's records of sink `{}`, epoch {epoch}: {detail}", sink.name)
+            })?;
+            pending.push((*epoch, records));
+        }
+        let open = Open {
+            name: sink.name.clone(),
+            job: self.plan.name.clone(),
+            worker,
+            workers: self.plan.engine.workers,
+            folder: self.plan.folder.clone(),
+            resumed: progress.epoch > 0,
+            position: progress.sinks.get(&sink.name).copied(),
+            commits: Commits {
+                id: self.id.clone(),
+                decided: self.board.decided.clone(),
+                known: progress.committed.get(&effect_name(&sink.name, worker as u16)).copied().unwrap_or(0),
+                pending,
+            },
+        };
+        Ok(sink.kind.target().open(open)?)
+    }
+
+    /// Ends what writers have left that this run does not have: an earlier run had more workers. What they had decided is
+    /// committed.
+    ///
+    /// # Errors
+    /// If a sink can't be opened.
+    pub fn settle_former_writers(&self) -> anyhow::Result<()> {
+        for (sink, writers) in self.plan.sinks.iter().zip(writers(self.plan)) {
+            for part in writers.count..=usize::from(u16::MAX) {
+                let known = self.from.progress.committed.contains_key(&effect_name(&sink.name, part as u16));
+                if !known || !writers.commits_after_decision {
+                    break;
+                }
+                drop(self.writer(sink, part)?);
+            }
+        }
+        Ok(())
+    }
 }
 
 fn encoder(plan: &Plan, sink: &SinkPlan, board: &Board) -> Encoder {
@@ -152,7 +211,7 @@ fn watermarks(name: &str, source: &SourcePlan, checkpoint: &Checkpoint, board: &
         }
     };
     let mut watermarks = SourceWatermarks::new(name, lateness, late);
-    for ((topic, partition), newest) in checkpoint.event_times.get(name).into_iter().flatten() {
+    for ((topic, partition), newest) in checkpoint.progress.event_times.get(name).into_iter().flatten() {
         watermarks.restore(board.partitions.number(topic, *partition), *newest);
     }
     watermarks
@@ -161,62 +220,4 @@ fn watermarks(name: &str, source: &SourcePlan, checkpoint: &Checkpoint, board: &
 /// Heartbeats of `workers` workers that have not stepped yet.
 pub fn heartbeats(workers: usize) -> Vec<Arc<AtomicI64>> {
     (0..workers).map(|_| Arc::new(AtomicI64::new(super::clock::now_micros()))).collect()
-}
-
-impl Board {
-    /// The checkpoint at the end of a run.
-    pub fn checkpoint(&self, plan: &Plan, left: Vec<Left>, lanes: LanesEnd, cuts: &Cuts, epoch: u64) -> Checkpoint {
-        let mut checkpoint = Checkpoint {
-            epoch,
-            topology: plan.hash.clone(),
-            slow: lanes.slow.map(|slow| slow.state),
-            ..Checkpoint::default()
-        };
-        let watermarks: Vec<_> = left.iter().map(|left| left.watermarks.clone()).collect();
-        checkpoint.event_times = event_times(plan, self, &watermarks);
-        checkpoint.sinks.append(&mut self.signal_positions.lock().expect("no thread panics with the lock"));
-        for left in left {
-            for ((stream, _), taken) in plan.sources().zip(left.taken) {
-                let positions = checkpoint.positions.entry(stream.name.clone()).or_default();
-                positions.0.extend(self.named(&taken).0);
-            }
-            for (node, state) in left.state {
-                checkpoint.nodes.entry(node).or_default().extend(state);
-            }
-            checkpoint.sinks.extend(left.sinks);
-        }
-        // A bounded run knows better where it goes on: it reads its files in another order than they stand.
-        if let Some((_, cut)) = cuts.newest() {
-            for (source, positions) in cut.positions {
-                checkpoint.positions.insert(source.to_string(), positions);
-            }
-        }
-        for (index, group) in plan.groups.iter().enumerate() {
-            let served = checkpoint.nodes.entry(served(&group.name)).or_default();
-            self.online.save(index, &mut |key_group, bytes| {
-                served.insert(key_group, bytes);
-            });
-        }
-        checkpoint
-    }
-}
-
-/// Event times by partition's name, of all workers' sources: what a checkpoint keeps.
-fn event_times(
-    plan: &Plan,
-    board: &Board,
-    workers: &[Vec<SourceWatermarks>],
-) -> BTreeMap<String, BTreeMap<(String, i32), i64>> {
-    let mut all: BTreeMap<String, BTreeMap<(String, i32), i64>> = BTreeMap::new();
-    for watermarks in workers {
-        for ((stream, _), watermarks) in plan.sources().zip(watermarks) {
-            let of_source = all.entry(stream.name.clone()).or_default();
-            for (number, newest) in watermarks.newest() {
-                let (topic, partition) = board.partitions.name(number);
-                let known = of_source.entry((topic.to_string(), partition)).or_insert(newest);
-                *known = newest.max(*known);
-            }
-        }
-    }
-    all
 }

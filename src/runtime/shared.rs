@@ -92,6 +92,8 @@ pub struct Gates {
     pub offline_backlog_bytes: AtomicU64,
     /// The newest epoch that all sinks have made durable.
     pub durable_epoch: AtomicU64,
+    /// Epochs that a lane or the sinks may be behind.
+    epochs_behind_max: AtomicU64,
     /// Something failed for good: stop taking records, give up.
     pub failed: AtomicBool,
 }
@@ -100,10 +102,18 @@ pub struct Gates {
 pub const ROWS_IN_FLIGHT_MAX: i64 = 65_536;
 /// Bytes waiting for the offline store before sources are held.
 const OFFLINE_BACKLOG_BYTES_MAX: u64 = 256 << 20;
-/// Epochs that a lane or the sinks may be behind before sources are held.
-const EPOCHS_BEHIND_MAX: u64 = 4;
+/// Epochs that a lane or the sinks may always be behind before sources are held.
+const EPOCHS_BEHIND_MIN: u64 = 4;
+/// Time that a lane or the sinks may be behind before sources are held: a commit that takes a while is no reason to stop.
+const BEHIND_MILLIS_MAX: u64 = 3_000;
 
 impl Gates {
+    /// Open gates, for epochs of `epoch_millis`.
+    pub fn new(epoch_millis: i64) -> Gates {
+        let epochs = BEHIND_MILLIS_MAX / epoch_millis.max(1) as u64;
+        Gates { epochs_behind_max: AtomicU64::new(epochs.max(EPOCHS_BEHIND_MIN)), ..Gates::default() }
+    }
+
     /// Whether a source in `epoch` must wait.
     pub fn held(&self, epoch: u64) -> bool {
         self.each(epoch).iter().any(|(_, shut)| *shut)
@@ -111,7 +121,8 @@ impl Gates {
 
     /// The gates by name, and whether each holds a source in `epoch`.
     pub fn each(&self, epoch: u64) -> [(&'static str, bool); 5] {
-        let behind = |newest: &AtomicU64| newest.load(Ordering::Relaxed) + EPOCHS_BEHIND_MAX < epoch;
+        let behind_max = self.epochs_behind_max.load(Ordering::Relaxed);
+        let behind = |newest: &AtomicU64| newest.load(Ordering::Relaxed) + behind_max < epoch;
         [
             ("sink", self.stalled_sinks.load(Ordering::Relaxed) > 0),
             ("exchange", self.rows_in_flight.load(Ordering::Relaxed) > ROWS_IN_FLIGHT_MAX),
@@ -125,25 +136,55 @@ impl Gates {
 /// The newest epoch that each writer has made durable, and with it the newest that all have.
 #[derive(Debug)]
 pub struct Durable {
-    writers: Vec<AtomicU64>,
+    writers: Vec<WriterStanding>,
+}
+
+#[derive(Debug)]
+struct WriterStanding {
+    /// The newest durable epoch.
+    epoch: AtomicU64,
+    /// Whether the writer waits for an epoch's decision, and the decision not for the writer.
+    commits_after_decision: bool,
+    /// How much the sink held at the end of each durable epoch that no checkpoint has asked for yet.
+    positions: Mutex<BTreeMap<u64, u64>>,
 }
 
 impl Durable {
-    /// For `writers` writers (sinks x workers), all durable up to `epoch`.
-    pub fn new(writers: usize, epoch: u64) -> Self {
-        Durable { writers: (0..writers).map(|_| AtomicU64::new(epoch)).collect() }
+    /// For writers (sinks x workers) of which each commits after the decision of an epoch or makes durable before it; all
+    /// are durable up to `epoch`.
+    pub fn new(commit_after_decision: impl IntoIterator<Item = bool>, epoch: u64) -> Self {
+        let standing = |commits_after_decision| WriterStanding {
+            epoch: AtomicU64::new(epoch),
+            commits_after_decision,
+            positions: Mutex::default(),
+        };
+        Durable { writers: commit_after_decision.into_iter().map(standing).collect() }
     }
-    /// Writer `writer` has made everything up to `epoch` durable.
-    pub fn set(&self, writer: usize, epoch: u64) {
-        self.writers[writer].fetch_max(epoch, Ordering::AcqRel);
+    /// Writer `writer` has made everything up to `epoch` durable, and held so much at the ends of these epochs.
+    pub fn set(&self, writer: usize, epoch: u64, positions: Vec<(u64, u64)>) {
+        let writer = &self.writers[writer];
+        writer.positions.lock().expect("no thread panics with the lock").extend(positions);
+        writer.epoch.fetch_max(epoch, Ordering::AcqRel);
     }
     /// The newest epoch that writer `writer` has made durable.
     pub fn of(&self, writer: usize) -> u64 {
-        self.writers[writer].load(Ordering::Acquire)
+        self.writers[writer].epoch.load(Ordering::Acquire)
+    }
+    /// How much writer `writer` held at the end of `epoch`, which is durable; forgets what was before.
+    pub fn position(&self, writer: usize, epoch: u64) -> Option<u64> {
+        let mut positions = self.writers[writer].positions.lock().expect("no thread panics with the lock");
+        let later = positions.split_off(&(epoch + 1));
+        let newest = std::mem::replace(&mut *positions, later).pop_last();
+        newest.map(|(_, position)| position)
     }
     /// The newest epoch that all writers have made durable; `None` without writers.
     pub fn epoch(&self) -> Option<u64> {
-        self.writers.iter().map(|writer| writer.load(Ordering::Acquire)).min()
+        self.writers.iter().map(|writer| writer.epoch.load(Ordering::Acquire)).min()
+    }
+    /// The newest epoch that all writers have made durable whose word a decision waits for; `None` without such writers.
+    pub fn staged(&self) -> Option<u64> {
+        let before = self.writers.iter().filter(|writer| !writer.commits_after_decision);
+        before.map(|writer| writer.epoch.load(Ordering::Acquire)).min()
     }
 }
 

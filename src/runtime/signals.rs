@@ -8,10 +8,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use millstream_operators::Batch;
 use millstream_operators::operator::{Operator, Outputs};
 
-use super::board::Board;
+use super::ledger::Ledger;
 use super::output::Output;
-use crate::checkpoint::Checkpoint;
-use crate::plan::{From, Plan};
+use super::seeds::Opening;
+use crate::plan::From;
 
 /// What the slow lane says.
 pub enum Signal {
@@ -31,23 +31,19 @@ pub struct Signals {
 const POLL: Duration = Duration::from_millis(5);
 
 impl Signals {
-    /// Opens the sinks that take drift signals and starts the thread.
+    /// Opens the sinks that take drift signals and starts the thread, which leaves their outboxes in `ledger`.
     ///
     /// # Errors
     /// If a sink can't be opened.
-    pub fn start(plan: &Plan, checkpoint: &Checkpoint, board: &Board, first_epoch: u64) -> anyhow::Result<Signals> {
+    pub fn start(opening: &Opening<'_>, mut ledger: Ledger) -> anyhow::Result<Signals> {
         let mut outputs = Vec::new();
-        for (index, sink) in plan.sinks.iter().enumerate().filter(|(_, sink)| sink.from == From::Drift) {
-            let workers = plan.engine.workers;
-            let output = super::seeds::output(plan, index, 0, workers, checkpoint, board, first_epoch)?;
-            outputs.push((sink.name.clone(), output));
+        for (index, _) in opening.plan.sinks.iter().enumerate().filter(|(_, sink)| sink.from == From::Drift) {
+            outputs.push(opening.output(index, 0)?);
         }
         let (sender, receiver) = unbounded();
-        let positions = board.signal_positions.clone();
+        let entry = ledger.register();
         let write = move || {
-            write(&receiver, outputs.iter_mut().map(|(_, output)| output).collect());
-            let mut positions = positions.lock().expect("no thread panics with the lock");
-            positions.extend(outputs.iter().filter_map(|(name, output)| Some((name.clone(), output.position()?))));
+            write(&receiver, &mut outputs, &mut ledger, entry);
         };
         let thread = std::thread::Builder::new().name("drift signals".into()).spawn(write)?;
         Ok(Signals { sender, thread })
@@ -66,20 +62,30 @@ impl Signals {
     }
 }
 
-fn write(receiver: &Receiver<Signal>, mut outputs: Vec<&mut Output>) {
+fn write(receiver: &Receiver<Signal>, outputs: &mut [Output], ledger: &mut Ledger, entry: usize) {
     let mut nothing = Outputs::new(0);
     loop {
         match receiver.recv_timeout(POLL) {
             Ok(Signal::Rows(batch)) => {
                 outputs.iter_mut().for_each(|output| output.process(0, batch.clone(), &mut nothing));
             }
-            Ok(Signal::Close(epoch)) => outputs.iter_mut().for_each(|output| output.close_epoch(epoch, &mut nothing)),
+            Ok(Signal::Close(epoch)) => {
+                for output in outputs.iter_mut() {
+                    output.close_epoch(epoch, &mut nothing);
+                    let (name, records) = (output.name().clone(), output.take_outbox());
+                    if !records.is_empty() {
+                        ledger.part(epoch).outbox.push((name, 0, records));
+                    }
+                }
+                ledger.closed(entry, epoch);
+            }
             Err(RecvTimeoutError::Timeout) => {
                 outputs.iter_mut().for_each(|output| _ = output.poll());
             }
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
+    ledger.ended(entry);
     while outputs.iter_mut().fold(false, |more, output| output.poll() | more) {
         std::thread::sleep(POLL);
     }

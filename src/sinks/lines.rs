@@ -33,8 +33,8 @@ enum Command {
 struct Done {
     /// The newest epoch that is durable.
     epoch: Option<u64>,
-    /// Bytes up to its end.
-    length: u64,
+    /// Bytes up to the ends of epochs that have become durable.
+    lengths: Vec<(u64, u64)>,
     error: Option<io::Error>,
 }
 
@@ -57,7 +57,7 @@ fn lock(done: &Mutex<Done>) -> MutexGuard<'_, Done> {
 impl LineWriter {
     /// Starts the thread of sink `name`, whose `target` is known to people as `path` and holds `length` bytes.
     pub fn start(name: &str, path: &str, target: impl Target + 'static, length: u64) -> Result<LineWriter, SinkError> {
-        let done = Arc::new(Mutex::new(Done { length, ..Done::default() }));
+        let done: Arc<Mutex<Done>> = Arc::default();
         let (queue, commands) = bounded(QUEUE);
         let shared = done.clone();
         let thread = std::thread::Builder::new().name(format!("sink {name}")).spawn(move || {
@@ -135,8 +135,8 @@ impl SinkWriter for LineWriter {
         Ok(lock(&self.done).epoch)
     }
 
-    fn position(&self) -> Option<u64> {
-        Some(lock(&self.done).length)
+    fn positions(&mut self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut lock(&self.done).lengths)
     }
 }
 
@@ -162,17 +162,17 @@ fn write_all(
     commands: &Receiver<Command>,
     done: &Mutex<Done>,
 ) -> io::Result<()> {
-    // The newest end of an epoch that is not durable yet, and the length there.
-    let mut ended: Option<(u64, u64)> = None;
+    // The ends of epochs that are not durable yet, and the lengths there.
+    let mut ended: Vec<(u64, u64)> = Vec::new();
     loop {
-        let command = match ended {
-            Some((epoch, length)) => match commands.try_recv() {
+        let command = match ended.last() {
+            Some((epoch, _)) => match commands.try_recv() {
                 Ok(command) => command,
                 Err(_) => {
                     target.make_durable()?;
                     let mut done = lock(done);
-                    (done.epoch, done.length) = (Some(epoch), length);
-                    ended = None;
+                    done.epoch = Some(*epoch);
+                    done.lengths.append(&mut ended);
                     continue;
                 }
             },
@@ -186,7 +186,7 @@ fn write_all(
                 target.write_all(&lines)?;
                 length += lines.len() as u64;
             }
-            Command::End(epoch) => ended = Some((epoch, length)),
+            Command::End(epoch) => ended.push((epoch, length)),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Records kept in the process: for tests.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 
@@ -29,7 +30,7 @@ pub struct MemoryRecord {
     /// The value.
     pub value: Vec<u8>,
     /// The headers by name.
-    pub headers: Vec<(&'static str, Vec<u8>)>,
+    pub headers: Vec<(Cow<'static, str>, Vec<u8>)>,
     /// When the event happened, in milliseconds since 1970.
     pub event_time: i64,
 }
@@ -51,7 +52,7 @@ impl SinkTarget for MemorySink {
     fn open(&self, open: Open) -> Result<Box<dyn SinkWriter>, SinkError> {
         let keep = open.position.filter(|_| open.resumed).unwrap_or(0);
         all().entry(self.name.clone()).or_default().truncate(keep as usize);
-        Ok(Box::new(MemoryWriter { name: self.name.clone(), closed: None, written: keep, position: keep }))
+        Ok(Box::new(MemoryWriter { name: self.name.clone(), closed: None, written: keep, positions: Vec::new() }))
     }
 }
 
@@ -59,7 +60,7 @@ struct MemoryWriter {
     name: String,
     closed: Option<u64>,
     written: u64,
-    position: u64,
+    positions: Vec<(u64, u64)>,
 }
 
 impl SinkWriter for MemoryWriter {
@@ -67,7 +68,7 @@ impl SinkWriter for MemoryWriter {
         let mut all = all();
         let kept = all.entry(self.name.clone()).or_default();
         for i in from..records.len() {
-            let header = |(h, name): (usize, &&'static str)| (*name, records.header(i, h).to_vec());
+            let header = |(h, name): (usize, &Cow<'static, str>)| (name.clone(), records.header(i, h).to_vec());
             kept.push(MemoryRecord {
                 epoch,
                 key: records.key(i).map(<[u8]>::to_vec),
@@ -82,7 +83,7 @@ impl SinkWriter for MemoryWriter {
 
     fn close_epoch(&mut self, epoch: u64) -> Result<(), SinkError> {
         self.closed = Some(epoch);
-        self.position = self.written;
+        self.positions.push((epoch, self.written));
         Ok(())
     }
 
@@ -90,8 +91,8 @@ impl SinkWriter for MemoryWriter {
         Ok(self.closed)
     }
 
-    fn position(&self) -> Option<u64> {
-        Some(self.position)
+    fn positions(&mut self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.positions)
     }
 }
 
@@ -111,13 +112,14 @@ mod tests {
                 folder: ".".into(),
                 resumed: position.is_some(),
                 position,
+                commits: Default::default(),
             };
             sink.open(open).unwrap()
         };
         let records = Records {
             values: b"ab".to_vec(),
             value_ends: vec![1, 2],
-            header_names: vec!["epoch"],
+            header_names: vec!["epoch".into()],
             headers: b"77".to_vec(),
             header_ends: vec![1, 2],
             event_times: vec![5, 6],
@@ -126,14 +128,15 @@ mod tests {
         let mut writer = open(None);
         assert_eq!(writer.write(7, &records, 0).unwrap(), 2);
         writer.close_epoch(7).unwrap();
-        assert_eq!((writer.durable().unwrap(), writer.position()), (Some(7), Some(2)));
+        assert_eq!(writer.durable().unwrap(), Some(7));
+        assert_eq!(writer.positions(), [(7, 2)]);
         writer.write(8, &records, 1).unwrap();
-        let mut writer = open(writer.position());
+        let mut writer = open(Some(2));
         writer.write(8, &records, 1).unwrap();
         let kept = take(&sink.name);
         let texts: Vec<_> = kept.iter().map(|record| (record.epoch, &record.value[..], record.event_time)).collect();
         assert_eq!(texts, [(7, b"a".as_slice(), 5), (7, b"b", 6), (8, b"b", 6)]);
-        assert_eq!(kept[0].headers, [("epoch", b"7".to_vec())]);
+        assert_eq!(kept[0].headers, [("epoch".into(), b"7".to_vec())]);
         assert_eq!(take(&sink.name), []);
     }
 }

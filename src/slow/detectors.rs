@@ -10,10 +10,12 @@ use arrow::datatypes::{DataType, Float64Type};
 use millstream_operators::Batch;
 use millstream_operators::drift::{self, Detector, Level, Signal, Verdict};
 use millstream_operators::expressions::Expression;
+use millstream_operators::state::rows;
 use serde::{Deserialize, Serialize};
 
 use super::order::EventOrder;
-use super::{ALL, DetectorPlan, SlowState};
+use super::{ALL, DetectorPlan};
+use crate::checkpoint::NodeState;
 use crate::metrics::catalogue::{DRIFT_ALERTS, DRIFT_SCORE, DRIFT_SKIPPED, DRIFT_VALUES, DRIFT_WINDOW_SAMPLES};
 use crate::metrics::{CounterHandle, GaugeHandle};
 
@@ -41,6 +43,8 @@ struct Watching {
     plan: DetectorPlan,
     detector: Box<dyn Detector>,
     counts: DetectorCounts,
+    /// Whether it has seen a row since its state was last given.
+    changed: bool,
     series: Series,
 }
 
@@ -54,16 +58,16 @@ impl Detectors {
     ///
     /// # Errors
     /// If a detector's configuration is wrong, or its state does not decode.
-    pub fn new(plans: &[DetectorPlan], states: &BTreeMap<String, SlowState>) -> anyhow::Result<Detectors> {
+    pub fn new(plans: &[DetectorPlan], states: &BTreeMap<String, NodeState>) -> anyhow::Result<Detectors> {
         let mut all = Vec::new();
         for plan in plans {
             let mut detector = plan.config.build().with_context(|| format!("build detector `{}`", plan.name))?;
-            if let Some(state) = states.get(&plan.name).and_then(|state| state.get(&0)) {
+            if let Some(state) = states.get(&plan.name).and_then(|state| state.get(&0)?.last()) {
                 restore(plan, detector.as_mut(), state)
                     .with_context(|| format!("take up the state of detector `{}`", plan.name))?;
             }
             let (plan, counts, series) = (plan.clone(), DetectorCounts::default(), Series::new(plan));
-            all.push(Watching { plan, detector, counts, series });
+            all.push(Watching { plan, detector, counts, changed: false, series });
         }
         Ok(Detectors { all })
     }
@@ -74,20 +78,24 @@ impl Detectors {
         for watching in &mut self.all {
             if let Some(batch) = rows.get(&watching.plan.stream) {
                 watching.observe(batch, &mut signals);
+                watching.changed = true;
             }
         }
         signals.sort_by(|a, b| order.compare(&a.row, &b.row));
         (!signals.is_empty()).then(|| drift::to_batch(&signals))
     }
 
-    /// The states by name. A detector has no key: its state counts as key group 0.
-    pub fn save(&self) -> BTreeMap<String, SlowState> {
-        let state = |watching: &Watching| {
+    /// Gives the states that have changed since the last call, each by its detector's name as a row of key group 0.
+    pub fn save_changes(&mut self, give: &mut dyn FnMut(&str, Vec<u8>)) {
+        for watching in self.all.iter_mut().filter(|watching| watching.changed) {
+            watching.changed = false;
             let saved = Saved { definition: watching.plan.hash.clone(), detector: watching.detector.save() };
-            let bytes = postcard::to_allocvec(&saved).expect("a vector takes what is written");
-            (watching.plan.name.clone(), SlowState::from([(0, bytes)]))
-        };
-        self.all.iter().map(state).collect()
+            let mut writer = rows::Writer::default();
+            writer.put(b"detector", |bytes| {
+                bytes.extend(postcard::to_allocvec(&saved).expect("a vector takes what is written"));
+            });
+            give(&watching.plan.name, writer.finish());
+        }
     }
 
     /// What each detector did since the start.
@@ -97,7 +105,9 @@ impl Detectors {
 }
 
 fn restore(plan: &DetectorPlan, detector: &mut dyn Detector, state: &[u8]) -> anyhow::Result<()> {
-    let saved: Saved = postcard::from_bytes(state).context("decode it")?;
+    let row = rows::read(state).next().transpose().map_err(anyhow::Error::msg).context("decode it")?;
+    let saved: Saved =
+        postcard::from_bytes(row.and_then(|(_, value)| value).unwrap_or_default()).context("decode it")?;
     if saved.definition != plan.hash {
         tracing::warn!(detector = plan.name, "its definition has changed: it starts anew");
         return Ok(());

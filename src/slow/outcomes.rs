@@ -27,13 +27,15 @@ use differential_dataflow::input::InputSession;
 use millstream_operators::batch::Row;
 use millstream_operators::key::{KEY_GROUPS, KeyColumns};
 use millstream_operators::quality::{Histogram, Quality, bin};
+use millstream_operators::state::rows;
 use millstream_operators::{Batch, EventTime};
 use serde::{Deserialize, Serialize};
 use timely::dataflow::operators::probe::Handle as Probe;
 use timely::worker::Worker;
 
+use super::OutcomePlan;
 use super::order::EventOrder;
-use super::{OutcomePlan, SlowState};
+use crate::checkpoint::NodeState;
 use slices::Slices;
 use standing::{Change, Label, Moment, Prediction, Standing};
 
@@ -83,6 +85,8 @@ pub struct Outcomes {
     /// Figures by slice, as of the last epoch.
     figures: BTreeMap<u32, Quality>,
     counts: OutcomeCounts,
+    /// The head as it was last given to a checkpoint.
+    given: Vec<u8>,
     series: counts::Series,
 }
 
@@ -95,7 +99,7 @@ impl Outcomes {
         worker: &mut Worker,
         plan: &OutcomePlan,
         first_epoch: u64,
-        saved: Option<&SlowState>,
+        saved: Option<&NodeState>,
     ) -> anyhow::Result<Self> {
         let mut outcomes = Outcomes {
             plan: plan.clone(),
@@ -105,6 +109,7 @@ impl Outcomes {
             partitions: Partitions::default(),
             figures: BTreeMap::new(),
             counts: OutcomeCounts::default(),
+            given: Vec::new(),
             series: counts::Series::new(&plan.name),
         };
         if let Some(saved) = saved {
@@ -114,18 +119,23 @@ impl Outcomes {
         Ok(outcomes)
     }
 
-    fn restore(&mut self, saved: &SlowState) -> anyhow::Result<()> {
-        let head = saved.get(&HEAD).context("its head is missing")?;
-        let head: Head = postcard::from_bytes(head).context("decode its head")?;
+    fn restore(&mut self, saved: &NodeState) -> anyhow::Result<()> {
+        let head = saved.get(&HEAD).and_then(|parts| parts.last()).context("its head is missing")?;
+        let head = rows::read(head).next().transpose().map_err(anyhow::Error::msg).context("decode its head")?;
+        let (_, head) = head.context("its head is empty")?;
+        let head: Head = postcard::from_bytes(head.unwrap_or_default()).context("decode its head")?;
+        for (key_group, parts) in saved.iter().filter(|(key_group, _)| **key_group != HEAD) {
+            for bytes in parts {
+                self.standing.load(*key_group, bytes)?;
+            }
+        }
         if head.definition != self.plan.hash {
             tracing::warn!(outcome = self.plan.name, "its definition has changed: it starts anew");
+            self.standing.clear();
             return Ok(());
         }
         self.slices = Slices::new(head.slices);
         self.partitions.names = head.partitions;
-        for (key_group, bytes) in saved.iter().filter(|(key_group, _)| **key_group != HEAD) {
-            self.standing.load(*key_group, bytes)?;
-        }
         self.standing.restored();
         Ok(())
     }
@@ -231,14 +241,18 @@ impl Outcomes {
         self.counts
     }
 
-    /// What is remembered, for the checkpoint.
-    pub fn save(&mut self) -> SlowState {
-        let mut state = SlowState::new();
-        self.standing.save(&mut |key_group, bytes| _ = state.insert(key_group, bytes));
+    /// Gives what has changed since the last call, as rows by key group; what belongs to no key stands behind the groups.
+    pub fn save_changes(&mut self, give: &mut dyn FnMut(u16, Vec<u8>)) {
+        self.standing.save_changes(give);
         let (slices, partitions) = (self.slices.names().to_vec(), self.partitions.names.clone());
         let head = Head { definition: self.plan.hash.clone(), slices, partitions };
-        state.insert(HEAD, postcard::to_allocvec(&head).expect("a vector takes what is written"));
-        state
+        let head = postcard::to_allocvec(&head).expect("a vector takes what is written");
+        if head != self.given {
+            let mut writer = rows::Writer::default();
+            writer.put(b"head", |bytes| bytes.extend_from_slice(&head));
+            give(HEAD, writer.finish());
+            self.given = head;
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use millstream_operators::batch::Row;
 use millstream_operators::drift::page_hinkley::PageHinkleyConfig;
 
 use super::*;
+use crate::runtime::ledger::Ledger;
 use crate::sources::Partitions;
 
 /// A detector that cannot use NaN, and that signals a rise of the level.
@@ -43,15 +44,17 @@ fn rows(partition: u32, values: &[(i64, f64)]) -> Batch {
 /// Feeds epochs of values, each value to a worker by `worker_of`, and gives the report and the texts of the signals.
 fn run(
     plan: SlowPlan,
-    state: Option<&[u8]>,
+    states: &BTreeMap<String, NodeState>,
     first_epoch: u64,
     epochs: &[&[(i64, f64)]],
     worker_of: impl Fn(usize) -> usize,
-) -> (SlowReport, Vec<String>) {
+) -> Ran {
     let partitions = Arc::new(Partitions::default());
     let numbers = [partitions.number("payments", 0), partitions.number("payments", 1)];
     let (sender, signals) = unbounded();
-    let lane = SlowLane::start(plan, state, first_epoch, sender, partitions).expect("it starts");
+    let (words, heard) = unbounded();
+    let ledger = Ledger::new(0, first_epoch - 1, words);
+    let lane = SlowLane::start(plan, states, first_epoch, sender, ledger, partitions).expect("it starts");
     let feed = lane.feed();
     for (epoch, values) in (first_epoch..).zip(epochs) {
         for (i, value) in values.iter().enumerate() {
@@ -69,7 +72,25 @@ fn run(
         Signal::Rows(batch) => Some(format!("{:?}", batch.records)),
         Signal::Close(_) => None,
     });
-    (report, texts.collect())
+    let mut states = states.clone();
+    for (_, part) in heard.try_iter().flat_map(|word| word.parts) {
+        for block in part.state {
+            states.entry(block.name.to_string()).or_default().entry(block.part).or_default().push(block.bytes);
+        }
+    }
+    Ran { report, signals: texts.collect(), states }
+}
+
+/// What came of a run: also the states with all changes.
+struct Ran {
+    report: SlowReport,
+    signals: Vec<String>,
+    states: BTreeMap<String, NodeState>,
+}
+
+/// No state.
+fn none() -> BTreeMap<String, NodeState> {
+    BTreeMap::new()
 }
 
 /// Twenty quiet values, then a rise.
@@ -80,12 +101,12 @@ fn values() -> Vec<(i64, f64)> {
 #[test]
 fn signals_do_not_depend_on_who_brought_the_rows() {
     let values = values();
-    let (report, one) = run(plan("1"), None, 1, &[&values], |_| 0);
+    let Ran { report, signals: one, .. } = run(plan("1"), &none(), 1, &[&values], |_| 0);
     assert_eq!(one.len(), 1, "{one:?}");
     assert_eq!(report.detectors["level"].drifts, 1);
     let mut shuffled = values.clone();
     shuffled.reverse();
-    let (_, other) = run(plan("1"), None, 1, &[&shuffled], |i| i % 2);
+    let other = run(plan("1"), &none(), 1, &[&shuffled], |i| i % 2).signals;
     // The offsets of the rows are the same, and so is all that a signal says.
     assert_eq!(one, other);
 }
@@ -94,19 +115,19 @@ fn signals_do_not_depend_on_who_brought_the_rows() {
 fn a_restart_goes_on_and_another_definition_starts_anew() {
     let values = values();
     let (before, after) = values.split_at(21);
-    let (whole, signals) = run(plan("1"), None, 1, &[before, after], |_| 0);
-    let (first, quiet) = run(plan("1"), None, 1, &[before], |_| 0);
-    assert_eq!(quiet, Vec::<String>::new());
-    let (second, same) = run(plan("1"), Some(&first.state), 2, &[after], |_| 0);
-    assert_eq!((same, &second.state), (signals, &whole.state));
-    let (_, anew) = run(plan("2"), Some(&first.state), 2, &[after], |_| 0);
-    assert_eq!(anew, Vec::<String>::new(), "a level that never changed");
+    let whole = run(plan("1"), &none(), 1, &[before, after], |_| 0);
+    let first = run(plan("1"), &none(), 1, &[before], |_| 0);
+    assert_eq!(first.signals, Vec::<String>::new());
+    let second = run(plan("1"), &first.states, 2, &[after], |_| 0);
+    assert_eq!((&second.signals, &second.states), (&whole.signals, &whole.states));
+    let anew = run(plan("2"), &first.states, 2, &[after], |_| 0);
+    assert_eq!(anew.signals, Vec::<String>::new(), "a level that never changed");
 }
 
 #[test]
 fn what_a_detector_cannot_use_is_counted() {
     let values = [(1, 0.5), (2, f64::NAN), (3, f64::INFINITY), (4, 0.5)];
-    let (report, _) = run(plan("1"), None, 1, &[&values], |_| 0);
+    let report = run(plan("1"), &none(), 1, &[&values], |_| 0).report;
     let counts = DetectorCounts { values: 4, skipped: 2, warnings: 0, drifts: 0 };
     assert_eq!(report.detectors["level"], counts);
 }
@@ -114,6 +135,9 @@ fn what_a_detector_cannot_use_is_counted() {
 #[test]
 fn damaged_state_is_an_error() {
     let (sender, _signals) = unbounded();
-    let error = SlowLane::start(plan("1"), Some(&[9, 9]), 1, sender, Arc::default()).err().expect("it is refused");
-    assert_eq!(error.to_string(), "decode the slow lane's state");
+    let (words, _heard) = unbounded();
+    let states = [("level".to_string(), NodeState::from([(0, vec![vec![9, 9]])]))].into();
+    let ledger = Ledger::new(0, 0, words);
+    let error = SlowLane::start(plan("1"), &states, 1, sender, ledger, Arc::default()).err().expect("it is refused");
+    assert_eq!(error.to_string(), "take up the state of detector `level`");
 }

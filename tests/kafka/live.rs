@@ -105,6 +105,45 @@ sinks:
         said.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
+    /// Holds what `millstream checkpoint` says against what the job did; damages a copy, which must be found.
+    fn check_checkpoints(&self) {
+        let said = |what: &str, path: &Path| {
+            let mut command = millstream();
+            Running::start(command.args(["checkpoint", what, "--json"]).arg(path)).end()
+        };
+        let json = |what| -> Value {
+            let said = said(what, &self.topology());
+            serde_json::from_str(&said.out).unwrap_or_else(|error| panic!("{error}: {}{}", said.out, said.err))
+        };
+        let contents = json("inspect");
+        assert_eq!(contents["epoch"], json("list").as_array().unwrap().last().unwrap()["epoch"]);
+        assert_eq!(
+            (&contents["job"], contents["nodes"]["spent"]["keys"].as_u64()),
+            (&self.payments.clone().into(), Some(300))
+        );
+        let taken: i64 = (0..3)
+            .map(|at| contents["positions"]["payments"][format!("{}/{at}", self.payments)].as_i64().unwrap())
+            .sum();
+        assert_eq!(taken, 302);
+        assert_eq!(json("verify")["epoch"], contents["epoch"]);
+
+        let copy = self.folder.path().join("copy");
+        for folder in ["manifest", "seg"] {
+            std::fs::create_dir_all(copy.join(folder)).unwrap();
+            for entry in std::fs::read_dir(self.folder.path().join("state").join(folder)).unwrap() {
+                let path = entry.unwrap().path();
+                std::fs::copy(&path, copy.join(folder).join(path.file_name().unwrap())).unwrap();
+            }
+        }
+        let segment = std::fs::read_dir(copy.join("seg")).unwrap().next().unwrap().unwrap().path();
+        let mut bytes = std::fs::read(&segment).unwrap();
+        bytes[40] ^= 1;
+        std::fs::write(&segment, bytes).unwrap();
+        let said = said("verify", &copy);
+        assert_eq!(said.status.code(), Some(5), "{}", said.err);
+        assert!(said.err.contains(&*segment.to_string_lossy()), "{}", said.err);
+    }
+
     /// Waits until a topic has so many messages.
     fn until(&self, topic: &str, count: usize, running: &mut Running) {
         let deadline = Instant::now() + LONG;
@@ -142,6 +181,8 @@ fn a_service_that_is_stopped_goes_on_where_it_was() {
     running.terminate();
     let first = read_summary(&running.end());
     assert_eq!((first["ended"].as_str(), total(&first["events"])), (Some("stopped"), 302));
+
+    service.check_checkpoints();
 
     // What comes while it is down is taken up by the next start, which has another number of workers.
     service.produce(300..500);

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use millstream::sinks::kafka::KafkaSink;
-use millstream::sinks::{Open, Records, SinkTarget};
+use millstream::sinks::kafka::{Delivery, KafkaSink};
+use millstream::sinks::{Commits, Open, Records, SinkTarget};
 use millstream::sources::Connection;
-use millstream_operators::units::Millis;
 
 use super::own_broker::Broker;
 use super::*;
@@ -18,16 +17,12 @@ fn a_killed_broker_that_comes_back_costs_time_and_no_message() {
     write_numbers(&address, &topic, 2, 0..1_000);
     let mut source = Source::start(&address, &[&topic], Setup { workers: 2, ..Setup::default() });
     source.until_messages(1_000);
-    let sink = KafkaSink {
-        brokers: address.clone(),
-        topic: topic.clone(),
-        linger: Millis(1),
-        headers: false,
-        options: Options::default(),
-    };
+    let new = KafkaSink::new(&address, &topic);
+    let sink = KafkaSink { delivery: Delivery::AtLeastOnce, headers: false, ..new };
     let (name, job, folder) = ("back".to_owned(), "test".to_owned(), PathBuf::new());
+    let commits = Commits::default();
     let mut writer =
-        sink.open(Open { name, job, worker: 0, workers: 1, folder, resumed: false, position: None }).unwrap();
+        sink.open(Open { name, job, worker: 0, workers: 1, folder, resumed: false, position: None, commits }).unwrap();
 
     broker.run(&["kill", "1"]);
     source.until("a lost connection", |source| source.status.connection() == Connection::Lost);

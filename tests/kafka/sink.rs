@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use millstream::sinks::kafka::{EVENT_TIME_HEADER, KafkaSink};
-use millstream::sinks::{Open, Records, SinkError, SinkTarget, SinkWriter};
+use millstream::sinks::kafka::{Delivery, EVENT_TIME_HEADER, KafkaSink};
+use millstream::sinks::{Commits, Open, Records, SinkError, SinkTarget, SinkWriter};
 use millstream_operators::units::Millis;
 use rdkafka::Message;
 use rdkafka::message::{BorrowedMessage, Headers};
@@ -12,23 +12,27 @@ use super::*;
 
 fn sink(brokers: &str, topic: &str, options: &[(&str, &str)]) -> KafkaSink {
     let options: BTreeMap<String, String> = options.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
-    KafkaSink {
-        brokers: brokers.into(),
-        topic: topic.into(),
-        linger: Millis(1),
-        headers: true,
-        options: Options(options),
-    }
+    let new = KafkaSink::new(brokers, topic);
+    KafkaSink { delivery: Delivery::AtLeastOnce, linger: Millis(1), options: Options(options), ..new }
 }
 
 fn open(sink: &KafkaSink) -> Result<Box<dyn SinkWriter>, SinkError> {
     let (name, job, folder) = ("scores".to_owned(), "test".to_owned(), PathBuf::new());
-    sink.open(Open { name, job, worker: 0, workers: 1, folder, resumed: false, position: None })
+    sink.open(Open {
+        name,
+        job,
+        worker: 0,
+        workers: 1,
+        folder,
+        resumed: false,
+        position: None,
+        commits: Commits::default(),
+    })
 }
 
 /// Numbered records with a key and two headers.
 fn records(numbers: std::ops::Range<i64>) -> Records {
-    let mut records = Records { header_names: vec!["epoch", "prediction_id"], ..Records::default() };
+    let mut records = Records { header_names: vec!["epoch".into(), "prediction_id".into()], ..Records::default() };
     for n in numbers {
         records.values.extend(format!("{{\"n\":{n}}}").bytes());
         records.value_ends.push(records.values.len());

@@ -101,7 +101,7 @@ proptest! {
             if start >= stop && !stopped {
                 stopped = true;
                 let mut fresh = setup.group();
-                group.save(&mut |key_group, bytes| fresh.load(key_group, &bytes).unwrap());
+                group.save_changes(&mut |key_group, bytes| fresh.load(key_group, &bytes).unwrap());
                 *group = fresh;
             }
             watermark(group, start, out);

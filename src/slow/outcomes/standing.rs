@@ -213,13 +213,17 @@ impl Standing {
         *unmatched_labels = *unmatched_labels + after.unmatched_labels - before.unmatched_labels;
     }
 
-    /// Gives what is remembered, by key group.
-    pub fn save(&mut self, give: &mut dyn FnMut(u16, Vec<u8>)) {
-        self.cases.retain(|_, case| !case.is_empty());
-        self.cases.save(give);
+    /// Gives what has changed since the last call, by key group.
+    pub fn save_changes(&mut self, give: &mut dyn FnMut(u16, Vec<u8>)) {
+        self.cases.save_changes(give);
     }
 
-    /// Takes back a key group that [`save`](Standing::save) gave.
+    /// Forgets everything, for good: the next changes say so.
+    pub fn clear(&mut self) {
+        self.cases.retain(|_, _| false);
+    }
+
+    /// Takes back rows of a key group, the oldest first.
     ///
     /// # Errors
     /// If the bytes do not decode.

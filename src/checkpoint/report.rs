@@ -1,0 +1,148 @@
+//! What stands in a checkpoint, for people: read without the lock, so it works beside a running job.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use millstream_operators::state::rows;
+use serde::Serialize;
+
+use super::error::tried;
+use super::manifest::Manifest;
+use super::{CheckpointError, assemble, epochs, manifest_path};
+
+/// A checkpoint in a list.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Listed {
+    /// Its epoch.
+    pub epoch: u64,
+    /// The job.
+    pub job: String,
+    /// Which start of the job wrote it.
+    pub generation: u64,
+    /// When it was written, in seconds since 1970.
+    pub written: u64,
+    /// Files it consists of, beside the manifest.
+    pub files: usize,
+    /// Bytes of them that are its own.
+    pub bytes: u64,
+}
+
+/// What stands in a checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Contents {
+    /// The checkpoint.
+    #[serde(flatten)]
+    pub listed: Listed,
+    /// Digest of the topology's definitions.
+    pub topology: String,
+    /// The next offset by source, topic and partition.
+    pub positions: BTreeMap<String, BTreeMap<String, i64>>,
+    /// How long each file sink was.
+    pub sinks: BTreeMap<String, u64>,
+    /// The newest epoch that each Kafka writer and table was known to have committed.
+    pub committed: BTreeMap<String, u64>,
+    /// The state of each node.
+    pub nodes: BTreeMap<String, NodeContents>,
+    /// Blocks of records that were decided and not known to be committed, by sink and writer.
+    pub outbox: BTreeMap<String, Pending>,
+    /// Blocks of rows that were decided and not known to be committed, by table.
+    pub offline: BTreeMap<String, Pending>,
+}
+
+/// A node's share.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct NodeContents {
+    /// Keys.
+    pub keys: u64,
+    /// Key groups that have one.
+    pub key_groups: usize,
+    /// Bytes of the state, each key once.
+    pub bytes: u64,
+}
+
+/// What waits to be committed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Pending {
+    /// Blocks.
+    pub blocks: usize,
+    /// Bytes.
+    pub bytes: u64,
+    /// The first and the last epoch.
+    pub epochs: Option<(u64, u64)>,
+}
+
+impl Pending {
+    fn of(blocks: &super::Pending) -> Pending {
+        let epochs = || blocks.iter().map(|(epoch, _)| *epoch);
+        Pending {
+            blocks: blocks.len(),
+            bytes: blocks.iter().map(|(_, bytes)| bytes.len() as u64).sum(),
+            epochs: epochs().min().zip(epochs().max()),
+        }
+    }
+}
+
+/// The checkpoints of a state folder, the oldest first.
+///
+/// # Errors
+/// If a manifest is damaged or can't be read.
+pub fn list(folder: &Path) -> Result<Vec<Listed>, CheckpointError> {
+    let mut all = Vec::new();
+    for epoch in epochs(folder)? {
+        all.push(listed(folder, &Manifest::read(folder, epoch)?)?);
+    }
+    Ok(all)
+}
+
+fn listed(folder: &Path, manifest: &Manifest) -> Result<Listed, CheckpointError> {
+    let path = manifest_path(folder, manifest.epoch);
+    let modified = tried(fs::metadata(&path).and_then(|metadata| metadata.modified()), "look at", &path)?;
+    let written = modified.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let segments = || manifest.base.iter().map(|base| &base.segment).chain(&manifest.segments);
+    Ok(Listed {
+        epoch: manifest.epoch,
+        job: manifest.job.clone(),
+        generation: manifest.generation,
+        written,
+        files: segments().count(),
+        bytes: segments().map(|segment| segment.bytes).sum(),
+    })
+}
+
+/// Reads a checkpoint, every byte of it, and says what stands in it.
+///
+/// # Errors
+/// If it is not there, damaged, or can't be read.
+pub fn read(folder: &Path, epoch: u64) -> Result<Contents, CheckpointError> {
+    let manifest = Manifest::read(folder, epoch)?;
+    let checkpoint = assemble(folder, &manifest)?;
+    let mut nodes = BTreeMap::new();
+    for (name, state) in &checkpoint.nodes {
+        let mut contents = NodeContents::default();
+        for parts in state.values() {
+            let corrupt = |detail| CheckpointError::Corrupt { path: format!("the state of `{name}`"), detail };
+            let merged = rows::merge(parts.iter().map(Vec::as_slice)).map_err(corrupt)?;
+            contents.keys += rows::read(&merged).count() as u64;
+            contents.bytes += merged.len() as u64;
+            contents.key_groups += usize::from(!merged.is_empty());
+        }
+        nodes.insert(name.clone(), contents);
+    }
+    let progress = checkpoint.progress;
+    let positions = progress.positions.into_iter().map(|(source, positions)| {
+        let named = positions.0.into_iter().map(|((topic, partition), next)| (format!("{topic}/{partition}"), next));
+        (source, named.collect())
+    });
+    let outbox = checkpoint.outbox.iter().map(|((sink, part), blocks)| (super::effect_name(sink, *part), blocks));
+    Ok(Contents {
+        listed: listed(folder, &manifest)?,
+        topology: manifest.topology.clone(),
+        positions: positions.collect(),
+        sinks: progress.sinks,
+        committed: progress.committed,
+        nodes,
+        outbox: outbox.map(|(name, blocks)| (name, Pending::of(blocks))).collect(),
+        offline: checkpoint.offline.iter().map(|(table, blocks)| (table.clone(), Pending::of(blocks))).collect(),
+    })
+}

@@ -1,0 +1,106 @@
+//! Rows for a table on their way through a checkpoint: decided, but maybe not committed to the table yet.
+
+use std::collections::HashMap;
+
+use arrow::error::ArrowError;
+use arrow::ipc::reader::StreamReader;
+use arrow::ipc::writer::StreamWriter;
+use millstream_operators::{Batch, Row};
+use serde::{Deserialize, Serialize};
+
+use crate::sources::Partitions;
+
+/// A batch as it stands in a checkpoint: partitions by name, for their numbers belong to one run.
+#[derive(Serialize, Deserialize)]
+struct Pending {
+    partitions: Vec<(String, i32)>,
+    /// Source, index in `partitions`, offset, event time, arrival.
+    rows: Vec<(u16, u32, i64, i64, i64)>,
+    /// The columns as an Arrow IPC stream.
+    columns: Vec<u8>,
+}
+
+/// The batch as bytes.
+///
+/// # Errors
+/// If Arrow can't write a column.
+pub fn encode(batch: &Batch, partitions: &Partitions) -> Result<Vec<u8>, ArrowError> {
+    let (mut names, mut index) = (Vec::new(), HashMap::new());
+    let mut rows = Vec::with_capacity(batch.len());
+    for row in batch.rows.iter() {
+        let at = *index.entry(row.partition).or_insert_with(|| {
+            let (topic, partition) = partitions.name(row.partition);
+            names.push((topic.to_string(), partition));
+            names.len() as u32 - 1
+        });
+        rows.push((row.source, at, row.offset, row.event_time, row.arrived_micros));
+    }
+    let mut columns = Vec::new();
+    let mut writer = StreamWriter::try_new(&mut columns, &batch.records.schema())?;
+    writer.write(&batch.records)?;
+    writer.finish()?;
+    drop(writer);
+    let pending = Pending { partitions: names, rows, columns };
+    Ok(postcard::to_allocvec(&pending).expect("plain data serializes into memory"))
+}
+
+/// Reads what [`encode`] gave.
+///
+/// # Errors
+/// What is wrong with the bytes.
+pub fn decode(bytes: &[u8], partitions: &Partitions) -> Result<Batch, String> {
+    let pending: Pending = postcard::from_bytes(bytes).map_err(|error| error.to_string())?;
+    let numbers: Vec<u32> = pending.partitions.iter().map(|(topic, at)| partitions.number(topic, *at)).collect();
+    let mut reader = StreamReader::try_new(&pending.columns[..], None).map_err(|error| error.to_string())?;
+    let records = reader.next().ok_or("no columns")?.map_err(|error| error.to_string())?;
+    if records.num_rows() != pending.rows.len() {
+        return Err(format!("{} rows with the origins of {}", records.num_rows(), pending.rows.len()));
+    }
+    let row = |(source, at, offset, event_time, arrived_micros): (u16, u32, i64, i64, i64)| {
+        let partition = *numbers.get(at as usize).ok_or("a row of a partition without a name")?;
+        Ok(Row { source, partition, offset, event_time, arrived_micros })
+    };
+    let rows: Result<Vec<Row>, String> = pending.rows.into_iter().map(row).collect();
+    Ok(Batch::new(records, rows?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{Float64Array, RecordBatch, StringArray};
+
+    use super::*;
+
+    #[test]
+    fn a_batch_comes_back_with_its_origins() {
+        let (here, there) = (Partitions::default(), Partitions::default());
+        there.number("elsewhere", 9);
+        let partitions = [here.number("flights", 0), here.number("flights", 3)];
+        let records = RecordBatch::try_from_iter([
+            ("name", Arc::new(StringArray::from(vec![Some("a"), None, Some("c")])) as _),
+            ("delay", Arc::new(Float64Array::from(vec![1.0, f64::NAN, -3.0])) as _),
+        ])
+        .unwrap();
+        let row = |i: usize| Row {
+            source: 2,
+            partition: partitions[i % 2],
+            offset: i as i64,
+            event_time: 5,
+            arrived_micros: 6,
+        };
+        let batch = Batch::new(records, (0..3).map(row).collect::<Vec<_>>());
+        let bytes = encode(&batch, &here).unwrap();
+        let back = decode(&bytes, &there).unwrap();
+        assert_eq!(format!("{:?}", back.records), format!("{:?}", batch.records));
+        let named = |batch: &Batch, of: &Partitions| -> Vec<_> {
+            batch
+                .rows
+                .iter()
+                .map(|row| (of.name(row.partition).0.to_string(), of.name(row.partition).1, row.offset))
+                .collect()
+        };
+        assert_eq!(named(&back, &there), named(&batch, &here));
+        assert!((0..bytes.len()).all(|cut| decode(&bytes[..cut], &there).is_err()));
+    }
+}

@@ -1,0 +1,285 @@
+//! The thread that writes checkpoints: gathers what all participants leave of an epoch, publishes the manifest, and so
+//! decides it.
+//!
+//! ```text
+//! workers, slow lane, signals ──parts of epoch e──▶ ┐
+//! file sinks ──durable up to e────────────────────▶ ├─ all there? ─▶ segment, manifest ─▶ e is decided ─▶ Kafka commits,
+//! clock ──not more often than engine.epoch────────▶ ┘                                                    Delta commits
+//! ```
+//!
+//! If the disk is slower than the epochs, several are decided at once. A full disk is waited for, and meanwhile the sources
+//! are held by their gate: the epochs are late, nothing is lost.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use super::board::Board;
+use super::ledger::{Part, Word};
+use super::seeds::{self, Writers};
+use crate::checkpoint::{Block, CheckpointError, Kind, Progress, Store, effect_name};
+use crate::metrics::catalogue::{
+    CHECKPOINT_BYTES, CHECKPOINT_DURATION, CHECKPOINT_EPOCH, CHECKPOINT_LAST, CHECKPOINTS,
+};
+use crate::offline;
+use crate::plan::Plan;
+use crate::replay::Cuts;
+
+/// How long a full disk is waited for before the job ends.
+const DISK_FULL_WAIT: Duration = Duration::from_secs(60);
+/// How long to wait before the next try.
+const RETRY: Duration = Duration::from_secs(1);
+/// Memory of changes and outputs for which a checkpoint is written before its time.
+const WAITING_BYTES_MAX: usize = 16 << 20;
+/// How often writers that make durable by themselves are looked at.
+const POLL: Duration = Duration::from_millis(2);
+
+/// What the thread needs.
+pub struct Start {
+    /// What runs.
+    pub plan: Arc<Plan>,
+    /// What the job's threads share.
+    pub board: Board,
+    /// Where checkpoints go.
+    pub store: Store,
+    /// The checkpoint that the job goes on from.
+    pub from: Progress,
+    /// The cuts of a bounded run, which know its positions.
+    pub cuts: Option<Arc<Cuts>>,
+    /// The newest epoch that the offline store has committed.
+    pub offline: Box<dyn Fn() -> u64 + Send>,
+}
+
+/// The running thread.
+pub struct Checkpoints {
+    sender: Sender<Word>,
+    thread: JoinHandle<()>,
+}
+
+impl Checkpoints {
+    /// Starts the thread that hears `participants` participants.
+    ///
+    /// # Errors
+    /// If the operating system refuses a thread.
+    pub fn start(
+        start: Start,
+        participants: usize,
+        (sender, receiver): (Sender<Word>, Receiver<Word>),
+    ) -> anyhow::Result<Checkpoints> {
+        let every = start.plan.engine.epoch.duration();
+        let mut gathering = Gathering {
+            through: vec![start.from.epoch; participants],
+            every,
+            due: Instant::now() + every,
+            full_since: None,
+            parts: BTreeMap::new(),
+            waiting_bytes: 0,
+            blocks: Vec::new(),
+            progress: start.from.clone(),
+            published: start.from.epoch,
+            writers: seeds::writers(&start.plan),
+            start,
+        };
+        let run = move || gathering.run(&receiver);
+        let thread = std::thread::Builder::new().name("checkpoints".into()).spawn(run);
+        Ok(Checkpoints { sender, thread: thread.context("start the checkpoints' thread")? })
+    }
+
+    /// Waits until the last epoch is decided, or it is clear that it will not be. All participants must have ended.
+    pub fn finish(self) {
+        drop(self.sender);
+        // A panic of the thread has ended the process already.
+        drop(self.thread.join());
+    }
+}
+
+struct Gathering {
+    start: Start,
+    through: Vec<u64>,
+    every: Duration,
+    due: Instant,
+    full_since: Option<Instant>,
+    parts: BTreeMap<u64, Vec<(usize, Part)>>,
+    /// Memory of what has been heard since the last checkpoint.
+    waiting_bytes: usize,
+    /// Blocks of the next checkpoint.
+    blocks: Vec<Block>,
+    progress: Progress,
+    published: u64,
+    writers: Vec<Writers>,
+}
+
+impl Gathering {
+    fn run(&mut self, receiver: &Receiver<Word>) {
+        loop {
+            match receiver.recv_timeout(self.pause()) {
+                Ok(word) => {
+                    self.hear(word);
+                    receiver.try_iter().for_each(|word| self.hear(word));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(POLL),
+            }
+            let (epoch, last) = self.complete();
+            let due = last || Instant::now() >= self.due || self.waiting_bytes > WAITING_BYTES_MAX;
+            if epoch > self.progress.epoch && due && !self.publish(epoch) {
+                return;
+            }
+            if last && self.progress.epoch >= epoch {
+                return;
+            }
+            if self.start.board.gates.failed.load(Ordering::Acquire) {
+                return self.start.board.decided.give_up();
+            }
+        }
+    }
+
+    fn hear(&mut self, word: Word) {
+        self.through[word.participant] = word.through;
+        for (epoch, part) in word.parts {
+            self.waiting_bytes += part.size_bytes();
+            self.parts.entry(epoch).or_default().push((word.participant, part));
+        }
+    }
+
+    /// The newest epoch of which everything is here, and whether it is the last of the run.
+    fn complete(&self) -> (u64, bool) {
+        let board = &self.start.board;
+        let through = self.through.iter().copied().min().unwrap_or(u64::MAX);
+        let end = board.last_epoch.load(Ordering::Acquire);
+        let ended = through == u64::MAX;
+        let told = if ended { end } else { through };
+        let staged = board.durable.staged().unwrap_or(told);
+        (told.min(staged), ended && staged >= end)
+    }
+
+    /// How long to wait for a word.
+    fn pause(&self) -> Duration {
+        let (told, staged) = (self.through.iter().copied().min(), self.start.board.durable.staged());
+        let waiting = told.is_some_and(|told| told > self.progress.epoch);
+        let until_due = self.due.saturating_duration_since(Instant::now());
+        match (waiting, staged) {
+            (true, Some(_)) => until_due.max(POLL).min(RETRY),
+            (true, None) => until_due.max(Duration::from_micros(100)),
+            (false, _) => Duration::from_millis(50),
+        }
+    }
+
+    /// Publishes a checkpoint of everything up to `epoch`. False if the job can't go on.
+    fn publish(&mut self, epoch: u64) -> bool {
+        let later = self.parts.split_off(&(epoch + 1));
+        for (epoch, parts) in std::mem::replace(&mut self.parts, later) {
+            for (participant, part) in parts {
+                self.take(epoch, participant, part);
+            }
+        }
+        self.due = Instant::now() + self.every;
+        self.waiting_bytes = 0;
+        let before = self.progress.clone();
+        self.note(epoch);
+        let same = |one: &Progress| (one.positions.clone(), one.event_times.clone(), one.sinks.clone());
+        let unchanged = same(&before) == same(&self.progress);
+        // An idle job leaves the disk alone: nothing can be lost of an epoch in which nothing was.
+        if self.blocks.is_empty() && unchanged && self.published > 0 {
+            self.start.board.decided.decide(epoch);
+            return true;
+        }
+        let started = Instant::now();
+        match self.start.store.publish(&self.progress, &self.blocks) {
+            Ok(published) => {
+                CHECKPOINT_DURATION.of([]).record(started.elapsed().as_secs_f64());
+                CHECKPOINT_BYTES.of([]).increment(published.bytes);
+                CHECKPOINTS.of(["ok"]).increment(1);
+                CHECKPOINT_EPOCH.of([]).set(epoch as f64);
+                CHECKPOINT_LAST.of([]).set(super::clock::now_micros() as f64 / 1e6);
+                self.blocks.clear();
+                (self.full_since, self.published) = (None, epoch);
+                self.start.board.decided.decide(epoch);
+                true
+            }
+            Err(error) => {
+                self.progress.epoch = before.epoch;
+                self.refused(error)
+            }
+        }
+    }
+
+    /// A disk that is full may have room again in a moment; everything else ends the job.
+    fn refused(&mut self, error: CheckpointError) -> bool {
+        CHECKPOINTS.of(["failed"]).increment(1);
+        let since = *self.full_since.get_or_insert_with(Instant::now);
+        if error.is_disk_full() && since.elapsed() < DISK_FULL_WAIT {
+            tracing::error!(%error, "the checkpoint waits for room on the disk; sources are held meanwhile");
+            self.due = Instant::now() + RETRY;
+            return true;
+        }
+        self.start.board.failures.report(anyhow::Error::new(error).context("write a checkpoint"));
+        self.start.board.gates.failed.store(true, Ordering::Release);
+        self.start.board.decided.give_up();
+        false
+    }
+
+    /// Takes up what a participant left of an epoch.
+    fn take(&mut self, epoch: u64, participant: usize, part: Part) {
+        let board = &self.start.board;
+        self.blocks.extend(part.state);
+        for (sink, writer, records) in part.outbox {
+            for records in records {
+                let bytes = records.to_bytes();
+                self.blocks.push(Block { kind: Kind::Outbox, name: sink.clone(), part: writer, epoch, bytes });
+            }
+        }
+        for (table, batch) in part.offline {
+            let name: Arc<str> = self.start.plan.offline[table].name.as_str().into();
+            match offline::pending::encode(&batch, &board.partitions) {
+                Ok(bytes) => {
+                    let worker = participant as u16;
+                    self.blocks.push(Block { kind: Kind::Offline, name, part: worker, epoch, bytes });
+                }
+                Err(error) => board.failures.report(anyhow::Error::new(error).context("keep rows for a table")),
+            }
+        }
+        for source in part.sources {
+            let name = self.start.plan.source_name(source.source);
+            let positions = self.progress.positions.entry(name.to_string()).or_default();
+            positions.0.extend(board.named(&source.taken).0);
+            let times = self.progress.event_times.entry(name.to_string()).or_default();
+            for (number, newest) in source.event_times {
+                let (topic, partition) = board.partitions.name(number);
+                let known = times.entry((topic.to_string(), partition)).or_insert(newest);
+                *known = newest.max(*known);
+            }
+        }
+    }
+
+    /// Notes where things stand at the end of `epoch`.
+    fn note(&mut self, epoch: u64) {
+        self.progress.epoch = epoch;
+        // A bounded run knows better where it goes on: it reads its files in another order than they stand.
+        if let Some(cut) = self.start.cuts.as_ref().and_then(|cuts| cuts.at(epoch)) {
+            for (source, positions) in cut.positions {
+                self.progress.positions.insert(source.to_string(), positions);
+            }
+        }
+        self.progress.committed.clear();
+        for writers in &self.writers {
+            for part in 0..writers.count {
+                let slot = writers.first_slot + part;
+                if writers.commits_after_decision {
+                    let committed = self.start.board.durable.of(slot);
+                    self.progress.committed.insert(effect_name(&writers.sink, part as u16), committed);
+                } else if let Some(position) = self.start.board.durable.position(slot, epoch) {
+                    self.progress.sinks.insert(writers.sink.clone(), position);
+                }
+            }
+        }
+        for table in &self.start.plan.offline {
+            self.progress.committed.insert(effect_name(&table.name, 0), (self.start.offline)());
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! Exactly once: records go at once into an open transaction, which is committed when its epochs are decided.
+//!
+//! ```text
+//! worker:     records of e ─▶ producer a ──┐          records of e+1 ─▶ producer b ──┐
+//! committer:                               ├─ drain ─ decided(e)? ─ marker e ─ commit ├─ drain ─ ...
+//! ```
+//!
+//! Two producers take turns, so that the next epoch's records flow while the last is committed. They begin to flow when the
+//! last epoch's are acknowledged: a key's records must not change places. If a commit takes longer than an epoch, the open
+//! transaction takes the next epoch as well: commits become fewer and larger instead of late.
+//!
+//! The manifest decides, the transaction follows. A crash between the two leaves a decided epoch that is not committed: its
+//! records are in the checkpoint's outbox, and the next start, once it has fenced both transactional ids and so ended
+//! whatever was open, writes them again if the [marker](super::marker) says that they are missing.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use rdkafka::error::{KafkaError, RDKafkaError};
+use rdkafka::producer::Producer as _;
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::KafkaSink;
+use super::marker::Marker;
+use super::topic::Topic;
+use crate::kafka;
+use crate::runtime::decided::Decided;
+use crate::sinks::{Open, Records, SinkError, SinkWriter};
+
+/// How long a start waits for the brokers to end what an earlier run left open.
+const FENCE_WAIT: Duration = Duration::from_secs(60);
+/// How long a call that waits for the brokers may take before it is made again.
+const CALL_WAIT: Duration = Duration::from_secs(10);
+
+/// A worker's two producers and their committer.
+pub(super) struct Transactional {
+    producers: [Arc<Side>; 2],
+    /// The producer that takes records now.
+    current: usize,
+    /// The current producer's transaction: none, or with the newest epoch that is closed in it.
+    open: Option<Transaction>,
+    steps: Option<Sender<Step>>,
+    committed: Arc<Committed>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// An open transaction.
+struct Transaction {
+    /// The newest epoch that is closed and in it.
+    closed: Option<u64>,
+}
+
+/// One of the two producers.
+struct Side {
+    topic: Topic,
+    /// True while the committer has it.
+    busy: AtomicBool,
+}
+
+/// What the committer does, in order.
+struct Step {
+    /// The newest epoch that is committed with the step.
+    through: u64,
+    /// The producer whose transaction it is; none for epochs without records.
+    side: Option<Arc<Side>>,
+}
+
+/// How far the committer is.
+#[derive(Default)]
+struct Committed {
+    epoch: AtomicU64,
+    error: Mutex<Option<SinkError>>,
+}
+
+impl Committed {
+    fn error(&self) -> MutexGuard<'_, Option<SinkError>> {
+        self.error.lock().expect("no thread panics while it holds the error")
+    }
+}
+
+impl Transactional {
+    /// Opens a worker's producers: ends what an earlier run left open, and commits what it had decided.
+    pub fn open(sink: &KafkaSink, open: Open) -> Result<Transactional, SinkError> {
+        let mut sides = Vec::with_capacity(2);
+        for letter in ["a", "b"] {
+            let id = format!("{}.{}.{}.{letter}", open.job, open.name, open.worker);
+            let mut topic = sink.topic(&open, Some(&id))?;
+            topic.discards = true;
+            fence(&topic, &id)?;
+            sides.push(Arc::new(Side { topic, busy: AtomicBool::new(false) }));
+        }
+        // Both are fenced: from here on nobody else can move the marker.
+        let (marker, found) = Marker::find(sink, &open)?;
+        redo(&sides[0].topic, &marker, &open, found)?;
+        let committed = Arc::new(Committed::default());
+        let (steps, waiting) = unbounded();
+        let committing = Committing {
+            marker,
+            decided: open.commits.decided.clone(),
+            committed: committed.clone(),
+            name: open.name.clone(),
+        };
+        let thread = std::thread::Builder::new().name(format!("commits of {}", open.name));
+        let thread = thread.spawn(move || committing.run(&waiting)).map_err(|source| SinkError::Kafka {
+            name: open.name.clone(),
+            detail: format!("start the committing thread: {source}"),
+        })?;
+        let [first, second] = <[Arc<Side>; 2]>::try_from(sides).unwrap_or_else(|_| unreachable!("two were opened"));
+        Ok(Transactional {
+            producers: [first, second],
+            current: 0,
+            open: None,
+            steps: Some(steps),
+            committed,
+            thread: Some(thread),
+        })
+    }
+
+    fn check(&self) -> Result<(), SinkError> {
+        match self.committed.error().take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    fn other_is_free(&self) -> bool {
+        !self.producers[1 - self.current].busy.load(Ordering::Acquire)
+    }
+
+    /// Hands the open transaction to the committer if epochs are closed in it and the other producer can go on.
+    fn hand_over(&mut self) {
+        let Some(through) = self.open.as_ref().and_then(|open| open.closed) else { return };
+        if !self.other_is_free() {
+            return;
+        }
+        let side = self.producers[self.current].clone();
+        side.busy.store(true, Ordering::Release);
+        self.step(Step { through, side: Some(side) });
+        self.open = None;
+        self.current = 1 - self.current;
+    }
+
+    fn step(&self, step: Step) {
+        if let Some(steps) = &self.steps {
+            // A committer that has ended has said why.
+            drop(steps.send(step));
+        }
+    }
+}
+
+impl SinkWriter for Transactional {
+    fn write(&mut self, epoch: u64, records: &Records, from: usize) -> Result<usize, SinkError> {
+        self.check()?;
+        self.hand_over();
+        if from >= records.len() {
+            return Ok(from);
+        }
+        let topic = &self.producers[self.current].topic;
+        if self.open.is_none() {
+            // Two producers race each other to the broker: the next begins when the last has been acknowledged, or a
+            // key's records could change places.
+            let last = &self.producers[1 - self.current].topic;
+            if last.producer.context().outstanding() > 0 || self.producers[self.current].busy.load(Ordering::Acquire) {
+                return Ok(from);
+            }
+            topic.producer.begin_transaction().map_err(|error| said(topic, "begin a transaction", &error))?;
+        }
+        // Epochs that were closed in the transaction are committed with this one: it takes more.
+        self.open = Some(Transaction { closed: None });
+        topic.take_deliveries()?;
+        topic.send(epoch, records, from)
+    }
+
+    fn close_epoch(&mut self, epoch: u64) -> Result<(), SinkError> {
+        self.check()?;
+        match &mut self.open {
+            Some(open) => open.closed = Some(epoch),
+            None => self.step(Step { through: epoch, side: None }),
+        }
+        self.hand_over();
+        Ok(())
+    }
+
+    fn durable(&mut self) -> Result<Option<u64>, SinkError> {
+        self.check()?;
+        // Also those that are idle have something to say now and then: a broker that is gone, their figures.
+        for side in self.producers.iter().filter(|side| !side.busy.load(Ordering::Acquire)) {
+            side.topic.take_deliveries()?;
+        }
+        self.hand_over();
+        let epoch = self.committed.epoch.load(Ordering::Acquire);
+        Ok((epoch > 0).then_some(epoch))
+    }
+}
+
+impl Drop for Transactional {
+    /// Whatever is still open is worth nothing: the next start ends it, and has the records.
+    fn drop(&mut self) {
+        self.steps = None;
+        if let Some(thread) = self.thread.take().filter(JoinHandle::is_finished) {
+            drop(thread.join());
+        }
+    }
+}
+
+/// The committer's thread.
+struct Committing {
+    marker: Marker,
+    decided: Arc<Decided>,
+    committed: Arc<Committed>,
+    name: String,
+}
+
+impl Committing {
+    fn run(&self, steps: &Receiver<Step>) {
+        for step in steps {
+            match self.take(&step) {
+                Ok(true) => self.committed.epoch.fetch_max(step.through, Ordering::AcqRel),
+                Ok(false) => return,
+                Err(error) => {
+                    self.committed.error().get_or_insert(error);
+                    return;
+                }
+            };
+            if let Some(side) = step.side {
+                side.busy.store(false, Ordering::Release);
+            }
+        }
+    }
+
+    /// Commits a step when it is decided. False if it never will be.
+    fn take(&self, step: &Step) -> Result<bool, SinkError> {
+        if let Some(side) = &step.side {
+            drain(&side.topic)?;
+        }
+        while !self.decided.wait(step.through, CALL_WAIT) {
+            if self.decided.given_up() {
+                tracing::debug!(sink = %self.name, epoch = step.through, "never decided: left uncommitted");
+                return Ok(false);
+            }
+        }
+        if let Some(side) = &step.side {
+            commit(&side.topic, &self.marker, step.through)?;
+        }
+        Ok(true)
+    }
+}
+
+/// Waits until the brokers have acknowledged everything: `commit_transaction` would wait in steps of 100 ms.
+fn drain(topic: &Topic) -> Result<(), SinkError> {
+    loop {
+        topic.take_deliveries()?;
+        if topic.producer.context().outstanding() == 0 {
+            return Ok(());
+        }
+        topic.producer.poll(Duration::from_millis(1));
+    }
+}
+
+/// Commits the drained transaction with its marker.
+fn commit(topic: &Topic, marker: &Marker, through: u64) -> Result<(), SinkError> {
+    let offsets = marker.offsets(through).map_err(|error| said(topic, "make a marker", &error))?;
+    again(topic, "add the marker to the transaction", None, || {
+        topic.producer.send_offsets_to_transaction(&offsets, &marker.group, CALL_WAIT)
+    })?;
+    again(topic, "commit the transaction", None, || topic.producer.commit_transaction(CALL_WAIT))
+}
+
+/// Takes the transactional id: whoever had it before can't commit any more, and what it left open is ended.
+fn fence(topic: &Topic, id: &str) -> Result<(), SinkError> {
+    let doing = format!("take the transactional id `{id}`");
+    again(topic, &doing, Some(Instant::now() + FENCE_WAIT), || topic.producer.init_transactions(CALL_WAIT))
+}
+
+/// Writes decided records again that the marker does not know of.
+fn redo(topic: &Topic, marker: &Marker, open: &Open, found: Option<u64>) -> Result<(), SinkError> {
+    let commits = &open.commits;
+    if found.is_none() && commits.known > 0 && !commits.pending.is_empty() {
+        let detail = format!(
+            "the marker of group `{}` is gone (brokers forget it some days after the last commit), and the \
+             checkpoint knows only that epoch {} was committed: whether the epochs up to {} are in topic `{}` can't be told. \
+             Look for header `epoch` in its newest records; then start anew with `--fresh`",
+            super::marker::group(open),
+            commits.known,
+            commits.pending.last().map_or(0, |(epoch, _)| *epoch),
+            topic.topic,
+        );
+        return Err(SinkError::Kafka { name: open.name.clone(), detail });
+    }
+    let done = found.unwrap_or(0).max(commits.known);
+    let missing: Vec<&(u64, Records)> = commits.pending.iter().filter(|(epoch, _)| *epoch > done).collect();
+    let Some((through, _)) = missing.last() else { return Ok(()) };
+    topic.producer.begin_transaction().map_err(|error| said(topic, "begin a transaction", &error))?;
+    let mut count = 0;
+    for (epoch, records) in &missing {
+        let mut from = 0;
+        while from < records.len() {
+            from = topic.send(*epoch, records, from)?;
+            topic.take_deliveries()?;
+        }
+        count += records.len();
+    }
+    drain(topic)?;
+    commit(topic, marker, *through)?;
+    tracing::info!(sink = %open.name, worker = open.worker, records = count, through, "committed what was decided before");
+    Ok(())
+}
+
+/// Makes a call until it has an answer: a call that timed out must be made again on the same producer, or it is not known
+/// what became of it.
+fn again(
+    topic: &Topic,
+    doing: &str,
+    deadline: Option<Instant>,
+    call: impl Fn() -> Result<(), KafkaError>,
+) -> Result<(), SinkError> {
+    loop {
+        let error = match call() {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        let late = deadline.is_some_and(|deadline| Instant::now() > deadline);
+        match &error {
+            KafkaError::Transaction(told) if told.is_retriable() && !told.is_fatal() && !late => {
+                topic.warn(&format!("{doing}: {told}; trying again"));
+            }
+            _ => return Err(said(topic, doing, &error)),
+        }
+    }
+}
+
+/// An error of a transaction in words.
+fn said(topic: &Topic, doing: &str, error: &KafkaError) -> SinkError {
+    let brokers = &topic.brokers;
+    let detail = match error {
+        KafkaError::Transaction(told) if is_fenced(told) => {
+            "another copy of this job has taken over its transactions (same job name, sink and worker); this one ends"
+                .to_string()
+        }
+        KafkaError::Transaction(told) if told.code() == RDKafkaErrorCode::TransactionalIdAuthorizationFailed => {
+            format!(
+                "{doing} at {brokers}: not allowed; the user needs the ACLs WRITE and DESCRIBE on transactional ids, READ on groups, or set `delivery: at_least_once`"
+            )
+        }
+        KafkaError::Transaction(told) if told.code() == RDKafkaErrorCode::InvalidTransactionTimeout => {
+            format!(
+                "{doing} at {brokers}: `transaction_timeout` is longer than the brokers' `transaction.max.timeout.ms`; make it shorter"
+            )
+        }
+        KafkaError::Transaction(told) if told.txn_requires_abort() => {
+            format!("{doing} at {brokers}: {told}; the job ends, and its next start writes the decided records again")
+        }
+        _ => format!("{doing}: {}", kafka::explain(error, brokers, topic.trouble())),
+    };
+    topic.error(detail)
+}
+
+fn is_fenced(told: &RDKafkaError) -> bool {
+    use RDKafkaErrorCode::{Fenced, InvalidProducerEpoch, ProducerFenced};
+    matches!(told.code(), Fenced | InvalidProducerEpoch | ProducerFenced)
+}
