@@ -11,6 +11,7 @@
 #                          output probabilities [n, 2])
 #   KAFKA_BROKERS          a running broker; without it one is started on KAFKA_PORT
 #   THROUGHPUT, LATENCY    legs, separated by commas
+#   EPOCH=50ms             epochs of the exactly-once rows
 set -euo pipefail
 cd "$(dirname "$0")/.."
 want=${1:-.}
@@ -58,5 +59,11 @@ row bare-w0 1000 "$throughput" "$bin/bare" w0
 row millstream-w0 1000 "$throughput" "$bin/millstream" run benches/kafka/w0.yaml
 row bare-w1 1000 "$throughput,$latency" "$bin/bare" w1
 row millstream-w1 1000 "$throughput,$latency" "$bin/millstream" run benches/kafka/w1.yaml
+# Exactly once: the reader waits for commits. The rows before are at least once, like the bare loop.
+(
+  export DELIVERY=exactly_once EPOCH=${EPOCH:-50ms} ISOLATION=read_committed
+  row exactly-once-w1 1000 "$throughput,$latency" "$bin/millstream" run benches/kafka/w1.yaml
+  row exactly-once-w1 100000 "$throughput,$latency" "$bin/millstream" run benches/kafka/w1.yaml
+)
 row bare-w1 100000 "$throughput" "$bin/bare" w1
 row millstream-w1 100000 "$throughput" "$bin/millstream" run benches/kafka/w1.yaml

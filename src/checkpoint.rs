@@ -223,7 +223,24 @@ impl Store {
         if path.exists() {
             return Err(CheckpointError::Exists { path: path.display().to_string() });
         }
+        let before = self.open.as_ref().map(Appender::mark);
         let bytes = self.append(progress.epoch, blocks)?;
+        let published = self.publish_manifest(progress, &path);
+        if published.is_err() {
+            // Without a manifest the blocks are nothing, and the next try brings them again.
+            match (&mut self.open, before) {
+                (Some(open), Some(mark)) if mark.is_of(open) => open.back_to(&mark),
+                _ => self.open = None,
+            }
+        }
+        let text = published?;
+        self.sweep()?;
+        self.compact(progress.epoch)?;
+        Ok(Published { bytes: bytes + text })
+    }
+
+    /// Writes the manifest of everything that has been appended; gives its length.
+    fn publish_manifest(&mut self, progress: &Progress, path: &Path) -> Result<u64, CheckpointError> {
         self.take_base()?;
         self.drop_covered(&progress.committed);
         let open = self.open.iter().map(Appender::summary);
@@ -239,18 +256,16 @@ impl Store {
         let mut file = tried(File::create(&draft), "make", &draft)?;
         tried(file.write_all(&text).and_then(|()| file.sync_all()), "write", &draft)?;
         // A link, unlike a rename, never replaces: two writers can't both believe that theirs is the checkpoint.
-        match fs::hard_link(&draft, &path) {
+        match fs::hard_link(&draft, path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(CheckpointError::Exists { path: path.display().to_string() });
             }
-            result => tried(result, "publish", &path)?,
+            result => tried(result, "publish", path)?,
         }
         sync_folder(&self.folder, "manifest")?;
         tried(fs::remove_file(&draft), "remove", &draft)?;
         self.kept.push_back((progress.epoch, files));
-        self.sweep()?;
-        self.compact(progress.epoch)?;
-        Ok(Published { bytes: bytes + text.len() as u64 })
+        Ok(text.len() as u64)
     }
 
     /// Appends blocks to the open segment and syncs it.

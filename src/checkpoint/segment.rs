@@ -53,6 +53,19 @@ pub(super) struct Appender {
     broken: bool,
 }
 
+/// The end of a segment at some time.
+pub(super) struct Mark {
+    hash: Xxh3,
+    summary: Summary,
+}
+
+impl Mark {
+    /// Whether it is one of this segment.
+    pub fn is_of(&self, appender: &Appender) -> bool {
+        self.summary.file == appender.summary.file
+    }
+}
+
 impl std::fmt::Debug for Appender {
     fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.summary.fmt(to)
@@ -92,14 +105,30 @@ impl Appender {
         Summary { checksum: digits(self.hash.digest()), ..self.summary.clone() }
     }
 
+    /// Where it ends now.
+    pub fn mark(&self) -> Mark {
+        Mark { hash: self.hash.clone(), summary: self.summary.clone() }
+    }
+
+    /// Takes back what was appended since.
+    pub fn back_to(&mut self, mark: &Mark) {
+        (self.hash, self.summary) = (mark.hash.clone(), mark.summary.clone());
+        self.cut();
+    }
+
+    /// Cuts the file to what counts.
+    fn cut(&mut self) {
+        let end = self.summary.bytes;
+        let cut = self.file.set_len(end).and_then(|()| self.file.seek(SeekFrom::Start(end)));
+        self.broken = cut.is_err();
+    }
+
     /// Appends blocks; they are durable when this returns. Gives the bytes written. If it fails, the segment is as before.
     pub fn append(&mut self, blocks: &[Block]) -> io::Result<u64> {
         let (mut hash, mut summary) = (self.hash.clone(), self.summary.clone());
         let written = self.write(blocks, &mut hash, &mut summary).and_then(|()| self.file.sync_data());
         if let Err(error) = written {
-            let end = self.summary.bytes;
-            let undone = self.file.set_len(end).and_then(|()| self.file.seek(SeekFrom::Start(end)));
-            self.broken = undone.is_err();
+            self.cut();
             return Err(error);
         }
         let bytes = summary.bytes - self.summary.bytes;

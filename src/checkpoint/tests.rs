@@ -156,6 +156,26 @@ fn an_epoch_is_published_once() {
 }
 
 #[test]
+fn a_try_that_failed_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = store(folder.path());
+    store.publish(&progress(8), &blocks(8)).unwrap();
+    // No draft of a manifest can be made: a folder is in its place.
+    for epoch in [9, 10] {
+        fs::create_dir(folder.path().join(format!("manifest/{epoch}.tmp"))).unwrap();
+        assert!(matches!(store.publish(&progress(epoch), &blocks(9)), Err(CheckpointError::Io { .. })));
+    }
+    // The next try brings the same blocks and more.
+    let all = [blocks(9), blocks(11)].concat();
+    store.publish(&progress(11), &all).unwrap();
+    drop(store);
+    let (_, loaded) = again(folder.path());
+    let loaded = loaded.unwrap();
+    assert_eq!(loaded.outbox[&("kafka \"quoted\"".to_string(), 1)], [(11, vec![11])]);
+    assert_eq!(loaded.nodes["card"][&255].len(), 3, "of the epochs 8, 9 and 11, each once");
+}
+
+#[test]
 fn a_second_copy_of_the_job_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let first = store(folder.path());
