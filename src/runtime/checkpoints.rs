@@ -38,6 +38,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const WAITING_BYTES_MAX: usize = 16 << 20;
 /// How often writers that make durable by themselves are looked at.
 const POLL: Duration = Duration::from_millis(2);
+/// How often a thread without work looks whether the job has failed.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What the thread needs.
 pub struct Start {
@@ -71,7 +73,8 @@ impl Checkpoints {
         participants: usize,
         (sender, receiver): (Sender<Word>, Receiver<Word>),
     ) -> anyhow::Result<Checkpoints> {
-        let every = start.plan.engine.epoch.duration();
+        // Live epochs have this length themselves; those of a bounded run are as short as it is fast.
+        let every = if start.cuts.is_some() { start.plan.engine.epoch.duration() } else { Duration::ZERO };
         let mut gathering = Gathering {
             through: vec![start.from.epoch; participants],
             every,
@@ -158,15 +161,16 @@ impl Gathering {
         (told.min(staged), ended && staged >= end)
     }
 
-    /// How long to wait for a word.
+    /// How long to wait for a word: until something may be done without one.
     fn pause(&self) -> Duration {
-        let (told, staged) = (self.through.iter().copied().min(), self.start.board.durable.staged());
-        let waiting = told.is_some_and(|told| told > self.progress.epoch);
-        let until_due = self.due.saturating_duration_since(Instant::now());
-        match (waiting, staged) {
-            (true, Some(_)) => until_due.max(POLL).min(RETRY),
-            (true, None) => until_due.max(Duration::from_micros(100)),
-            (false, _) => Duration::from_millis(50),
+        let told = self.through.iter().copied().min().unwrap_or(0);
+        let (complete, _) = self.complete();
+        if complete > self.progress.epoch {
+            self.due.saturating_duration_since(Instant::now())
+        } else if told > self.progress.epoch && self.start.board.durable.staged().is_some() {
+            POLL
+        } else {
+            LOOK
         }
     }
 
