@@ -324,7 +324,7 @@ impl Store {
         bytes += self.open.as_ref().map_or(0, |open| open.summary().state_bytes);
         let base = self.base.as_ref().map_or(0, |base| base.segment.bytes);
         let roll = self.open.as_ref().is_some_and(|open| open.summary().bytes > SEGMENT_BYTES_MAX);
-        let due = bytes > (base / 2).max(CHANGES_BYTES_MIN) || files > FILES_MAX;
+        let due = bytes > base.max(CHANGES_BYTES_MIN) || files > FILES_MAX;
         if (due && self.compaction.is_none()) || roll {
             self.closed.extend(self.open.take().filter(Appender::has_blocks).map(|open| open.summary()));
         }
@@ -388,7 +388,7 @@ pub struct Published {
 }
 
 /// Changes that are worth a merge, whatever the size of the state.
-const CHANGES_BYTES_MIN: u64 = 16 << 20;
+const CHANGES_BYTES_MIN: u64 = 128 << 20;
 /// Segments that are worth a merge, whatever their size.
 const FILES_MAX: usize = 16;
 /// A segment of this size is closed and another begun, so that its outputs can be forgotten.
@@ -403,26 +403,23 @@ fn assemble(folder: &Path, manifest: &Manifest) -> Result<Checkpoint, Checkpoint
     for (is_base, summary) in base.chain(manifest.segments.iter().map(|segment| (false, segment))) {
         let path = folder.join("seg").join(&summary.file);
         let done = |name: &str, part| manifest.committed.get(&effect_name(name, part)).copied().unwrap_or(0);
-        let wanted = |head: &segment::Head| match head.kind {
-            Kind::State => is_base || head.epoch > merged,
-            Kind::Outbox => head.epoch > done(&head.name, head.part),
-            Kind::Offline => head.epoch > done(&head.name, 0),
-        };
-        for block in segment::read(&path, summary, wanted)? {
+        segment::read(&path, summary, |block| {
             match block.kind {
-                Kind::State => {
+                Kind::State if is_base || block.epoch > merged => {
                     let state = checkpoint.nodes.entry(block.name.to_string()).or_default();
                     state.entry(block.part).or_default().push(block.bytes);
                 }
-                Kind::Outbox => {
+                Kind::Outbox if block.epoch > done(&block.name, block.part) => {
                     let outbox = checkpoint.outbox.entry((block.name.to_string(), block.part)).or_default();
                     outbox.push((block.epoch, block.bytes));
                 }
-                Kind::Offline => {
+                Kind::Offline if block.epoch > done(&block.name, 0) => {
                     offline.entry(block.name).or_default().push((block.epoch, block.part, block.bytes));
                 }
+                Kind::State | Kind::Outbox | Kind::Offline => {}
             }
-        }
+            Ok(())
+        })?;
     }
     for (table, mut blocks) in offline {
         blocks.sort_by_key(|(epoch, worker, _)| (*epoch, *worker));

@@ -114,25 +114,49 @@ fn take<'a>(rest: &mut &'a [u8], length: u64) -> Result<&'a [u8], String> {
     Ok(taken)
 }
 
+/// The rows that stand: takes in rows, oldest first, and keeps the last of each key. Its memory is theirs.
+#[derive(Debug, Default)]
+pub struct Standing {
+    rows: BTreeMap<Box<[u8]>, Box<[u8]>>,
+}
+
+impl Standing {
+    /// Takes in rows that are younger than all before.
+    ///
+    /// # Errors
+    /// If a row is cut.
+    pub fn absorb(&mut self, bytes: &[u8]) -> Result<(), String> {
+        for row in read(bytes) {
+            match row? {
+                (key, Some(value)) => match self.rows.get_mut(key) {
+                    Some(known) if known.len() == value.len() => known.copy_from_slice(value),
+                    Some(known) => *known = value.into(),
+                    None => drop(self.rows.insert(key.into(), value.into())),
+                },
+                (key, None) => drop(self.rows.remove(key)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The rows, keys in byte order.
+    pub fn finish(self) -> Vec<u8> {
+        let mut writer = Writer::default();
+        for (key, value) in self.rows {
+            writer.put(&key, |bytes| bytes.extend_from_slice(&value));
+        }
+        writer.finish()
+    }
+}
+
 /// Merges rows, oldest first, into the rows that stand: keys in byte order, those that are gone left out.
 ///
 /// # Errors
 /// If a row is cut.
 pub fn merge<'a>(all: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<u8>, String> {
-    let mut standing: BTreeMap<&[u8], &[u8]> = BTreeMap::new();
-    for bytes in all {
-        for row in read(bytes) {
-            match row? {
-                (key, Some(value)) => standing.insert(key, value),
-                (key, None) => standing.remove(key),
-            };
-        }
-    }
-    let mut writer = Writer::default();
-    for (key, value) in standing {
-        writer.put(key, |bytes| bytes.extend_from_slice(value));
-    }
-    Ok(writer.finish())
+    let mut standing = Standing::default();
+    all.into_iter().try_for_each(|bytes| standing.absorb(bytes))?;
+    Ok(standing.finish())
 }
 
 #[cfg(test)]

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 
-use millstream_operators::state::rows;
+use millstream_operators::state::rows::Standing;
 
 use super::error::{CheckpointError, tried};
 use super::manifest::Base;
@@ -50,23 +50,23 @@ pub(super) fn merge(
     segments: &[Summary],
 ) -> Result<Base, CheckpointError> {
     let merged = base.map_or(0, |base| base.epoch);
-    let mut state: BTreeMap<(Arc<str>, u16), Vec<Vec<u8>>> = BTreeMap::new();
+    let mut state: BTreeMap<(Arc<str>, u16), Standing> = BTreeMap::new();
     let sources = base.iter().map(|base| (true, &base.segment)).chain(segments.iter().map(|segment| (false, segment)));
     for (is_base, summary) in sources {
-        let path: PathBuf = folder.join(&summary.file);
-        let wanted = |head: &segment::Head| head.kind == Kind::State && (is_base || head.epoch > merged);
-        for block in segment::read(&path, summary, wanted)? {
-            state.entry((block.name, block.part)).or_default().push(block.bytes);
-        }
+        segment::read(&folder.join(&summary.file), summary, |block| {
+            if block.kind == Kind::State && (is_base || block.epoch > merged) {
+                return state.entry((block.name, block.part)).or_default().absorb(&block.bytes);
+            }
+            Ok(())
+        })?;
     }
     let name = format!("base-{epoch}.seg");
     let path = folder.join(&name);
     let mut appender = tried(Appender::create(&path, &name), "make", &path)?;
     let mut blocks = Vec::new();
     let mut waiting = 0;
-    for ((name, part), parts) in state {
-        let bytes = rows::merge(parts.iter().map(Vec::as_slice))
-            .map_err(|detail| CheckpointError::Corrupt { path: format!("the state of `{name}`"), detail })?;
+    for ((name, part), standing) in state {
+        let bytes = standing.finish();
         if bytes.is_empty() {
             continue;
         }
@@ -82,4 +82,4 @@ pub(super) fn merge(
 }
 
 /// Bytes that are written and synced at once.
-const WRITE_BYTES: usize = 32 << 20;
+const WRITE_BYTES: usize = 8 << 20;

@@ -180,18 +180,18 @@ fn encode(block: &Block, to: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads the part of a segment that a manifest names: checks all of it, and gives the blocks that are `wanted`. Only they
-/// are kept in memory, and one more.
+/// Reads the part of a segment that a manifest names, checks all of it, and gives its blocks one after the other. A block
+/// that was given belongs to a segment that may turn out to be damaged further on.
 ///
 /// # Errors
-/// If the file can't be read, or is not what the manifest says.
+/// If the file can't be read, is not what the manifest says, or `give` has something against a block.
 pub(super) fn read(
     path: &Path,
     summary: &Summary,
-    wanted: impl Fn(&Head) -> bool,
-) -> Result<Vec<Block>, CheckpointError> {
+    give: impl FnMut(Block) -> Result<(), String>,
+) -> Result<(), CheckpointError> {
     let file = tried(File::open(path), "read", path)?;
-    let scanned = Scan::new(BufReader::with_capacity(1 << 18, file), summary).blocks(wanted);
+    let scanned = Scan::new(BufReader::with_capacity(1 << 18, file), summary).blocks(give);
     scanned.map_err(|problem| match problem {
         Problem::Io(source) => CheckpointError::Io { doing: "read", path: path.display().to_string(), source },
         Problem::Damage(detail) => CheckpointError::Corrupt { path: path.display().to_string(), detail },
@@ -213,19 +213,6 @@ impl From<io::Error> for Problem {
     }
 }
 
-/// What a block is, without its bytes.
-#[derive(Debug)]
-pub(super) struct Head {
-    /// What it holds.
-    pub kind: Kind,
-    /// The node, sink or table.
-    pub name: Arc<str>,
-    /// Which part of it.
-    pub part: u16,
-    /// The epoch in which it came to be.
-    pub epoch: u64,
-}
-
 /// Goes through a segment once.
 pub(super) struct Scan<'a, R> {
     from: R,
@@ -244,32 +231,28 @@ impl<'a, R: Read> Scan<'a, R> {
         Scan { from, summary, hash: Xxh3::new(), of_block: Xxh3::new(), at: 0, names: BTreeSet::new() }
     }
 
-    /// The blocks that are wanted.
-    pub fn blocks(mut self, wanted: impl Fn(&Head) -> bool) -> Result<Vec<Block>, Problem> {
+    /// Gives the blocks.
+    pub fn blocks(mut self, mut give: impl FnMut(Block) -> Result<(), String>) -> Result<(), Problem> {
         if self.array::<8>()? != *MAGIC {
             return Err(Problem::Damage("is not a segment of a checkpoint".into()));
         }
-        let (mut blocks, mut number) = (Vec::new(), 0);
+        let mut number = 0;
         while self.at < self.summary.bytes {
             let start = self.at;
-            let named = |problem| match problem {
+            let block = self.block().and_then(|block| give(block).map_err(Problem::Damage));
+            block.map_err(|problem| match problem {
                 Problem::Damage(detail) => Problem::Damage(format!("block {number} at byte {start} {detail}")),
                 io => io,
-            };
-            let (head, bytes) = self.block().map_err(named)?;
+            })?;
             number += 1;
-            if wanted(&head) {
-                let Head { kind, name, part, epoch } = head;
-                blocks.push(Block { kind, name, part, epoch, bytes });
-            }
         }
         if number != self.summary.blocks || digits(self.hash.digest()) != self.summary.checksum {
             return Err(Problem::Damage("is whole, but not the segment that the manifest names".into()));
         }
-        Ok(blocks)
+        Ok(())
     }
 
-    fn block(&mut self) -> Result<(Head, Vec<u8>), Problem> {
+    fn block(&mut self) -> Result<Block, Problem> {
         self.of_block = Xxh3::new();
         let kind = match self.array()? {
             [1] => Kind::State,
@@ -292,7 +275,7 @@ impl<'a, R: Read> Scan<'a, R> {
         }
         let name = self.names.get(name).cloned().unwrap_or_else(|| name.into());
         self.names.insert(name.clone());
-        Ok((Head { kind, name, part, epoch }, bytes))
+        Ok(Block { kind, name, part, epoch, bytes })
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Problem> {
