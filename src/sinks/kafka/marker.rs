@@ -5,12 +5,13 @@
 //! transaction, and the metadata is the id of the job's life. The marker becomes visible with the records or not at all, and reading it is one
 //! request, however long the job has run.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerGroupMetadata};
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::types::RDKafkaErrorCode;
 
 use super::KafkaSink;
 use crate::kafka::{self, Context};
@@ -18,6 +19,8 @@ use crate::sinks::{Open, SinkError};
 
 /// How long the brokers may take to answer.
 const WAIT: Duration = Duration::from_secs(30);
+/// How long to wait before asking again.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// The partition under which the marker stands: one that every topic has.
 const PARTITION: i32 = 0;
@@ -49,9 +52,7 @@ impl Marker {
         let consumer: BaseConsumer<Context> =
             config.create_with_context(context).map_err(|error| fail(error.to_string()))?;
         let metadata = consumer.group_metadata().ok_or_else(|| fail("a consumer without a group".to_string()))?;
-        let mut asked = TopicPartitionList::new();
-        asked.add_partition(&sink.topic, PARTITION);
-        let found = consumer.committed_offsets(asked, WAIT).map_err(|error| {
+        let found = committed(&consumer, &sink.topic).map_err(|error| {
             let why = kafka::explain(&error, &sink.brokers, kafka::trouble(&consumer));
             fail(format!("read the marker of group `{group}`: {why}"))
         })?;
@@ -71,5 +72,27 @@ impl Marker {
             element.set_metadata(&self.id);
         }
         Ok(offsets)
+    }
+}
+
+/// Asks for the marker, again and again while the group's coordinator is on its way from one broker to another.
+fn committed(consumer: &BaseConsumer<Context>, topic: &str) -> Result<TopicPartitionList, KafkaError> {
+    use RDKafkaErrorCode::{CoordinatorLoadInProgress, CoordinatorNotAvailable, NotCoordinator};
+    let deadline = Instant::now() + WAIT;
+    loop {
+        let mut asked = TopicPartitionList::new();
+        asked.add_partition(topic, PARTITION);
+        let error = match consumer.committed_offsets(asked, WAIT) {
+            Ok(found) => return Ok(found),
+            Err(error) => error,
+        };
+        let moving = matches!(
+            error.rdkafka_error_code(),
+            Some(CoordinatorLoadInProgress | CoordinatorNotAvailable | NotCoordinator)
+        );
+        if !moving || Instant::now() > deadline {
+            return Err(error);
+        }
+        std::thread::sleep(AGAIN);
     }
 }
