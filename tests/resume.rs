@@ -2,28 +2,12 @@
 //! figures in the summary. The stops are at random times, the number of workers changes in between.
 
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::program::{Running, read_summary, records, replay, root, sink_files, summary};
-
-/// Random numbers that a seed repeats (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-}
+use super::random::{Random, seed};
 
 const PAYMENTS: u64 = 6_000;
 
@@ -120,10 +104,7 @@ fn add(from: &Value, into: &mut Value) {
 
 #[test]
 fn a_stopped_run_goes_on_as_if_nothing_had_happened() {
-    let seed = std::env::var("SEED").ok().map(|seed| seed.parse().expect("SEED is a number"));
-    let seed = seed.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64);
-    println!("SEED={seed}");
-    let mut random = Random(seed);
+    let mut random = Random(seed());
 
     let folder = tempfile::tempdir().expect("a folder");
     let model = root().join("topologies/score/model.onnx");

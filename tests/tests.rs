@@ -18,6 +18,8 @@ mod kinds;
 mod offline;
 /// Running the program: not tests, but what they share.
 mod program;
+/// Random numbers that a seed repeats: not tests either.
+mod random;
 /// The generated pages are those in the repository.
 mod reference;
 /// Runs that are stopped and started again.

@@ -14,27 +14,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::program::{Running, millstream, root};
-
-/// Random numbers that a seed repeats (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-}
-
-fn variable(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name} is a number")))
-}
+use crate::random::{Random, seed, variable};
 
 const PARTITIONS: i32 = 3;
 const CARDS: u64 = 40;
@@ -221,9 +201,7 @@ fn write_events(brokers: String, topic: String, seed: u64, stop: Arc<AtomicBool>
 #[test]
 fn nothing_is_lost_and_nothing_repeated_however_often_the_job_is_killed() {
     let kills = variable("KILLS").unwrap_or(8);
-    let seed =
-        variable("SEED").unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64);
-    println!("SEED={seed} KILLS={kills}");
+    let seed = seed();
     let mut random = Random(seed);
     let chaos = Chaos::new();
     let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
