@@ -187,8 +187,11 @@ fn write_events(brokers: String, topic: String, seed: u64, stop: Arc<AtomicBool>
         for _ in 0..20 + random.below(60) {
             id += 1;
             let (partition, value) = oracle.event(id, &mut random);
-            let record = BaseRecord::<[u8], [u8]>::to(&topic).partition(partition).payload(value.as_bytes());
-            producer.send(record).expect("a queue of 100,000 records is not full");
+            let mut record = BaseRecord::<[u8], [u8]>::to(&topic).partition(partition).payload(value.as_bytes());
+            while let Err((_, back)) = producer.send(record) {
+                producer.poll(Duration::from_millis(10));
+                record = back;
+            }
         }
         producer.poll(Duration::ZERO);
         written.store(id, Ordering::Release);
