@@ -79,15 +79,8 @@ impl Opening<'_> {
             models.push(opened);
         }
         let mut seeds = Vec::new();
-        for (worker, inboxes) in inboxes.into_iter().enumerate() {
-            let mut outputs = Vec::new();
-            for (index, sink) in plan.sinks.iter().enumerate() {
-                let elsewhere = sink.from == From::Drift || (sink.kind.one_writer() && worker > 0);
-                outputs.push(match elsewhere {
-                    true => None,
-                    false => Some(self.output(index, worker)?),
-                });
-            }
+        let all_outputs = self.outputs(inboxes.len())?;
+        for ((worker, inboxes), outputs) in inboxes.into_iter().enumerate().zip(all_outputs) {
             let mut scores = Vec::new();
             for (model, opened) in plan.models.iter().zip(&models) {
                 let scorer = opened.scorer(&model.binding).with_context(|| format!("model `{}`", model.name))?;
@@ -106,6 +99,28 @@ impl Opening<'_> {
             });
         }
         Ok(seeds)
+    }
+
+    /// The ends of all sinks, by worker and in the order of the plan, but for those of drift signals. They are opened at
+    /// once: each asks its brokers some questions, and a start that waited for one after the other would take as much longer.
+    fn outputs(&self, workers: usize) -> anyhow::Result<Vec<Vec<Option<Output>>>> {
+        std::thread::scope(|scope| {
+            let mut opening = Vec::new();
+            for worker in 0..workers {
+                let mut of_worker = Vec::new();
+                for (index, sink) in self.plan.sinks.iter().enumerate() {
+                    let elsewhere = sink.from == From::Drift || (sink.kind.one_writer() && worker > 0);
+                    of_worker.push((!elsewhere).then(|| scope.spawn(move || self.output(index, worker))));
+                }
+                opening.push(of_worker);
+            }
+            let opened = |opening: std::thread::ScopedJoinHandle<'_, anyhow::Result<Output>>| {
+                opening.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            let of_worker =
+                |of_worker: Vec<Option<_>>| of_worker.into_iter().map(|one| one.map(opened).transpose()).collect();
+            opening.into_iter().map(of_worker).collect()
+        })
     }
 
     /// The end of a sink on one worker.

@@ -84,14 +84,18 @@ impl Committed {
 impl Transactional {
     /// Opens a worker's producers: ends what an earlier run left open, and commits what it had decided.
     pub fn open(sink: &KafkaSink, open: Open) -> Result<Transactional, SinkError> {
-        let mut sides = Vec::with_capacity(2);
-        for letter in ["a", "b"] {
+        let side = |letter| {
             let id = format!("{}.{}.{}.{letter}", open.job, open.name, open.worker);
             let mut topic = sink.topic(&open, Some(&id))?;
             topic.discards = true;
             fence(&topic, &id)?;
-            sides.push(Arc::new(Side { topic, busy: AtomicBool::new(false) }));
-        }
+            Ok(Arc::new(Side { topic, busy: AtomicBool::new(false) }))
+        };
+        let (first, second) = std::thread::scope(|scope| {
+            let second = scope.spawn(|| side("b"));
+            (side("a"), second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let sides = [first?, second?];
         // Both are fenced: from here on nobody else can move the marker.
         let (marker, found) = Marker::find(sink, &open)?;
         redo(&sides[0].topic, &marker, &open, found)?;
@@ -108,9 +112,8 @@ impl Transactional {
             name: open.name.clone(),
             detail: format!("start the committing thread: {source}"),
         })?;
-        let [first, second] = <[Arc<Side>; 2]>::try_from(sides).unwrap_or_else(|_| unreachable!("two were opened"));
         Ok(Transactional {
-            producers: [first, second],
+            producers: sides,
             current: 0,
             open: None,
             steps: Some(steps),
