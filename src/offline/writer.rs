@@ -279,6 +279,8 @@ struct Writer {
     closed: Vec<u64>,
     shared: Arc<Shared>,
     decided: Arc<Decided>,
+    /// One behind the newest epoch whose rows have been encoded.
+    encoded: u64,
     backlog: GaugeHandle,
 }
 
@@ -320,7 +322,7 @@ impl Writer {
         let backlog = OFFLINE_BACKLOG_BYTES.of([]);
         backlog.set(0.0);
         let closed = vec![shared.durable.first().map_or(0, |epoch| epoch.load(Ordering::Acquire)); open.workers];
-        Ok(Writer { tables, closed, shared, decided: open.decided, backlog })
+        Ok(Writer { tables, closed, shared, decided: open.decided, encoded: 0, backlog })
     }
 
     /// Until all feeders are gone.
@@ -360,6 +362,7 @@ impl Writer {
     /// Encodes the rows of complete epochs, epoch by epoch and worker by worker.
     async fn encode(&mut self) -> Result<(), OfflineError> {
         let complete = self.complete();
+        self.encoded = complete;
         for table in &mut self.tables {
             let open = table.waiting.split_off(&complete);
             for (epoch, mut rows) in std::mem::replace(&mut table.waiting, open) {
@@ -380,7 +383,8 @@ impl Writer {
 
     /// Commits the tables whose time has come; a table without new rows has every complete epoch.
     async fn commit_due(&mut self, now: Instant) -> Result<(), OfflineError> {
-        let Some(epoch) = self.complete().checked_sub(1) else { return Ok(()) };
+        // Not what is complete by now: decisions come while rows are encoded, and their rows are not in the files yet.
+        let Some(epoch) = self.encoded.checked_sub(1) else { return Ok(()) };
         for (table, durable) in self.tables.iter_mut().zip(&self.shared.durable) {
             if table.pending {
                 if table.due > now {

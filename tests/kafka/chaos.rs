@@ -107,6 +107,13 @@ engine: {{ epoch: 50ms }}
         )
     }
 
+    /// The epoch of the newest checkpoint.
+    fn newest_epoch(&self) -> Option<u64> {
+        let entries = std::fs::read_dir(self.folder.path().join("state/manifest")).ok()?;
+        let epoch = |path: PathBuf| path.file_stem()?.to_str()?.parse().ok();
+        entries.filter_map(|entry| epoch(entry.ok()?.path())).max()
+    }
+
     fn start(&self, workers: u64) -> Running {
         let mut command = millstream();
         command.arg("run").arg(self.folder.path().join("topology.yaml"));
@@ -216,17 +223,18 @@ fn nothing_is_lost_and_nothing_repeated_however_often_the_job_is_killed() {
     for kill in 0..kills {
         let workers = 1 + random.below(4);
         let mut running = chaos.start(workers);
-        // Some die while they still start, most while they work.
-        let pause = match random.below(4) {
-            0 => random.below(900),
-            _ => 900 + random.below(1_500),
-        };
-        std::thread::sleep(Duration::from_millis(pause));
+        // Some die while they still start, most while they work: on a busy machine a start may take its time.
+        let before = chaos.newest_epoch();
+        let pause = Duration::from_millis(random.below(900));
+        if random.below(4) > 0 {
+            let deadline = Instant::now() + LONG;
+            while chaos.newest_epoch() == before && running.runs() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        std::thread::sleep(pause);
         assert!(running.runs(), "run {kill} with {workers} workers has ended: {}", running.err());
-        println!(
-            "kill {kill}: {workers} workers, after {pause} ms, {} events written",
-            written.load(Ordering::Acquire)
-        );
+        println!("kill {kill}: {workers} workers, after {pause:?}, {} events written", written.load(Ordering::Acquire));
         drop(running);
     }
     stop.store(true, Ordering::Release);
