@@ -29,6 +29,7 @@ mod outage;
 mod own_broker;
 mod replayed;
 mod secure;
+mod service;
 mod sink;
 mod source;
 mod workloads;

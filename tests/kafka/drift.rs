@@ -4,9 +4,9 @@
 use millstream::metrics::scrape::samples;
 use serde_json::{Value, json};
 
-use super::metrics::{address, scrape, sum};
-use super::*;
-use crate::program::{Running, millstream, read_summary};
+use super::brokers;
+use super::service::{Service, address, scrape, sum};
+use crate::program::{Running, read_summary};
 
 /// Payments whose amounts are spread evenly over 0 to 100 in all countries, until those in Austria double.
 fn payment(id: u32, changed: bool) -> String {
@@ -14,45 +14,18 @@ fn payment(id: u32, changed: bool) -> String {
     let amount = (id / 2 * 37) % 100;
     let amount = if changed && country == "AT" { 2 * amount } else { amount };
     // One value in fifty is missing, as in the reference.
-    let amount = if id / 2 % 50 == 0 { "null".to_owned() } else { format!("{amount}.5") };
+    let amount = if (id / 2).is_multiple_of(50) { "null".to_owned() } else { format!("{amount}.5") };
     format!("{{\"country\":\"{country}\",\"amount\":{amount}}}")
-}
-
-fn topology(brokers: &str, payments: &str, signals: &str) -> String {
-    let psi = "{ psi: { reference: { file: reference.json }, window: { rows: 500 }, warning: 0.1 } }";
-    format!(
-        "
-version: 1
-name: {payments}
-sources:
-  payments:
-    from: {{ kafka: {{ brokers: \"{brokers}\", topics: [{payments}], start: earliest }} }}
-    schema: {{ country: string, amount: \"float64?\" }}
-drift:
-  austria: {{ from: payments, column: amount, where: \"country = 'AT'\", detector: {psi} }}
-  switzerland: {{ from: payments, column: amount, where: \"country = 'CH'\", detector: {psi} }}
-  mean: {{ from: payments, column: amount, where: \"country = 'CH'\", detector: {{ adwin: {{}} }} }}
-sinks:
-  signals: {{ from: drift, to: {{ kafka: {{ brokers: \"{brokers}\", topic: {signals} }} }} }}
-engine: {{ workers: 2, epoch: 200ms, http: \"127.0.0.1:0\" }}
-"
-    )
 }
 
 #[test]
 fn a_change_that_lasts_is_signalled_once() {
-    let (brokers, folder) = (brokers(), tempfile::tempdir().unwrap());
-    let (payments, signals) = (unique("drift-payments"), unique("drift-signals"));
-    create(&brokers, &payments, 2, &[]);
-    create(&brokers, &signals, 1, &[]);
-    std::fs::write(folder.path().join("topology.yaml"), topology(&brokers, &payments, &signals)).unwrap();
+    let service = Service::new(brokers(), "drift").create([("payments", 2), ("signals", 1)]);
     let reference = json!({ "edges": [20, 40, 60, 80, 100], "counts": [196, 196, 196, 196, 196, 0], "missing": 20 });
-    std::fs::write(folder.path().join("reference.json"), reference.to_string()).unwrap();
-    let run = || Running::start(millstream().arg("run").arg(folder.path().join("topology.yaml")).arg("--json"));
+    std::fs::write(service.folder().join("reference.json"), reference.to_string()).unwrap();
     let send = |ids: std::ops::Range<u32>, changed: bool| {
-        let lines: Vec<String> = ids.map(|id| payment(id, changed)).collect();
         // A partition a country: their order is that of the values each detector sees.
-        write(&brokers, &payments, lines.iter().enumerate().map(|(i, line)| (i as i32 % 2, line.as_bytes())));
+        service.send("payments", 2, ids.map(|id| payment(id, changed)));
     };
     let watched = |address: &str, running: &mut Running, values: f64| {
         let wrong = |text: &str| {
@@ -62,7 +35,7 @@ fn a_change_that_lasts_is_signalled_once() {
         samples(&scrape(address, running, wrong)).unwrap()
     };
 
-    let mut running = run();
+    let mut running = service.run(&[]);
     let at = address(&mut running);
     send(0..2_000, false);
     let before = watched(&at, &mut running, 3_000.0);
@@ -75,7 +48,7 @@ fn a_change_that_lasts_is_signalled_once() {
     running.terminate();
     let first = read_summary(&running.end());
     assert_eq!(first["drift_signals"], json!({ "austria": 1, "switzerland": 0, "mean": 0 }));
-    let mut running = run();
+    let mut running = service.run(&[]);
     let at = address(&mut running);
     send(3_500..6_000, true);
     let after = watched(&at, &mut running, 3_750.0);
@@ -85,17 +58,13 @@ fn a_change_that_lasts_is_signalled_once() {
     assert_eq!(sum(&after, "millstream_drift_skipped_values_total", &[("detector", "mean")]), 25.0);
     running.terminate();
     read_summary(&running.end());
-    check_signal(&brokers, &signals, &payments);
+    check_signal(&service);
 }
 
 /// The topic holds one signal, which says all that is to know.
-fn check_signal(brokers: &str, signals: &str, payments: &str) {
-    let mut consume = millstream();
-    consume.args(["consume", signals, "--until-end", "--json"]).env("KAFKA_BROKERS", brokers);
-    let said = Running::start(&mut consume).end();
-    assert!(said.status.success(), "{}", said.err);
-    let records: Vec<Value> = said.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(records.len(), 1, "{}", said.out);
+fn check_signal(service: &Service) {
+    let records = service.consume("signals");
+    assert_eq!(records.len(), 1, "{records:?}");
     let signal = &records[0]["value"];
     let told = json!({
         "detector": "austria", "kind": "psi", "stream": "payments", "column": "amount", "slice": "country = 'AT'",
@@ -113,5 +82,5 @@ fn check_signal(brokers: &str, signals: &str, payments: &str) {
     assert!(statistic > 0.25 && statistic > evidence["p99_without_change"].as_f64().unwrap(), "{signal}");
     let header =
         |name: &str| records[0]["headers"].as_array().unwrap().iter().find(|h| h[0] == name).map(|h| h[1].clone());
-    assert_eq!(header("topic"), Some(json!(payments)), "the row that raised it: {}", records[0]);
+    assert_eq!(header("topic"), Some(json!(service.topic("payments"))), "the row that raised it: {}", records[0]);
 }

@@ -2,170 +2,29 @@
 //! against what the job was given.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 
 use millstream::metrics::catalogue::CATALOGUE;
-use millstream::metrics::scrape::{Sample, problems, samples};
+use millstream::metrics::scrape::{problems, samples};
 use millstream::metrics::{Part, Seen};
 
-use super::*;
-use crate::program::{Running, millstream, read_summary, root};
+use super::brokers;
+use super::service::{Service, address, get, scrape, sum};
+use crate::program::read_summary;
 
-/// A job of every part there is, and its topics.
-struct Job {
-    brokers: String,
-    payments: String,
-    labels: String,
-    predictions: String,
-    rejects: String,
-    signals: String,
-    folder: tempfile::TempDir,
-}
-
-impl Job {
-    fn new(brokers: String) -> Job {
-        let folder = tempfile::tempdir().unwrap();
-        let name = |topic| unique(&format!("metrics-{topic}"));
-        let [payments, labels, predictions] = ["payments", "labels", "predictions"].map(name);
-        let [rejects, signals] = ["rejects", "signals"].map(name);
-        let job = Job { brokers, payments, labels, predictions, rejects, signals, folder };
-        std::fs::write(job.folder.path().join("topology.yaml"), job.text()).unwrap();
-        for topic in [&job.payments, &job.labels, &job.predictions, &job.rejects, &job.signals] {
-            create(&job.brokers, topic, 1, &[]);
-        }
-        job
-    }
-
-    fn text(&self) -> String {
-        let Job { brokers, payments, labels, predictions, rejects, signals, .. } = self;
-        let model = root().join("topologies/score/model.onnx");
-        let model = model.display();
+/// Payments of `ids`, a minute apart, the amount rising.
+fn payments(ids: std::ops::Range<u32>, country: &str) -> impl Iterator<Item = String> {
+    ids.map(move |id| {
+        let (day, hour, minute) = (1 + id / 1440, id / 60 % 24, id % 60);
         format!(
-            "
-version: 1
-name: {payments}
-sources:
-  payments:
-    from: {{ kafka: {{ brokers: \"{brokers}\", topics: [{payments}], start: earliest }} }}
-    schema: {{ at: timestamp, id: string, country: string, amount: float64, balance: float64, age_days: float64, hour: float64 }}
-    event_time: {{ column: at, lateness: 1h, late: dead_letter }}
-  labels:
-    from: {{ kafka: {{ brokers: \"{brokers}\", topics: [{labels}], start: earliest }} }}
-    schema: {{ at: timestamp, id: string, fraud: int64? }}
-    event_time: {{ column: at }}
-prepare:
-  checked: {{ from: payments, where: id <> 'filtered' }}
-features:
-  spent:
-    from: checked
-    key: [country]
-    aggregates:
-      - {{ of: amount, ops: [sum], windows: [1h] }}
-vectors:
-  payment:
-    spine: checked
-    join:
-      - {{ features: spent }}
-models:
-  fraud: {{ from: payment, onnx: {model}, version: \"7\", features: [amount, balance, age_days, hour] }}
-drift:
-  amount:
-    from: checked
-    column: amount
-    detector: {{ page_hinkley: {{ threshold: 20 }} }}
-outcomes:
-  fraudulent: {{ model: fraud, label: labels, on: [id], value: fraud, window: 40d, slices: [country] }}
-sinks:
-  predictions:
-    from: fraud
-    to: {{ kafka: {{ brokers: \"{brokers}\", topic: {predictions} }} }}
-    select: {{ id: id, score: score }}
-  dead_letters:
-    from: rejects
-    to: {{ kafka: {{ brokers: \"{brokers}\", topic: {rejects} }} }}
-  signals:
-    from: drift
-    to: {{ kafka: {{ brokers: \"{brokers}\", topic: {signals} }} }}
-offline:
-  predictions: {{ from: fraud, every: 1s, table: {{ delta: {{ path: offline/predictions }} }} }}
-engine: {{ workers: 2, epoch: 200ms, http: \"127.0.0.1:0\" }}
-"
+            "{{\"at\":\"2024-03-{day:02}T{hour:02}:{minute:02}:00Z\",\"id\":\"p{id}\",\"country\":\"{country}\",\
+             \"amount\":{id}.5,\"balance\":100,\"age_days\":3,\"hour\":12}}"
         )
-    }
-
-    /// Payments of `ids`, a minute apart, the amount rising.
-    fn pay(&self, ids: std::ops::Range<u32>, country: &str) {
-        let line = |id: u32| {
-            let (day, hour, minute) = (1 + id / 1440, id / 60 % 24, id % 60);
-            format!(
-                "{{\"at\":\"2024-03-{day:02}T{hour:02}:{minute:02}:00Z\",\"id\":\"p{id}\",\"country\":\"{country}\",\
-                 \"amount\":{id}.5,\"balance\":100,\"age_days\":3,\"hour\":12}}"
-            )
-        };
-        self.send(&self.payments, ids.map(line));
-    }
-
-    /// Labels of the payments of `ids`, one of two fraud.
-    fn label(&self, ids: std::ops::Range<u32>) {
-        let line = |id: u32| format!("{{\"at\":\"2024-03-02T00:00:00Z\",\"id\":\"p{id}\",\"fraud\":{}}}", id % 2);
-        self.send(&self.labels, ids.map(line));
-    }
-
-    fn send(&self, topic: &str, lines: impl Iterator<Item = String>) {
-        let lines: Vec<String> = lines.collect();
-        write(&self.brokers, topic, lines.iter().map(|line| (0, line.as_bytes())));
-    }
-
-    fn run(&self) -> Running {
-        Running::start(millstream().arg("run").arg(self.folder.path().join("topology.yaml")).arg("--json"))
-    }
+    })
 }
 
-/// The address a job serves at, from its log.
-pub(super) fn address(running: &mut Running) -> String {
-    let deadline = Instant::now() + LONG;
-    loop {
-        let log = running.err();
-        let found = log.split_once("\"address\":\"").and_then(|(_, rest)| rest.split_once('"'));
-        if let Some((address, _)) = found {
-            return address.to_owned();
-        }
-        assert!(running.runs() && Instant::now() < deadline, "no address is served: {log}");
-    }
-}
-
-/// The body of `GET path`.
-pub(super) fn get(address: &str, path: &str) -> String {
-    let mut connection = TcpStream::connect(address).unwrap();
-    write!(connection, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
-    body.to_owned()
-}
-
-/// Scrapes until nothing is wrong with the scrape in the eyes of `wrong`.
-pub(super) fn scrape(address: &str, running: &mut Running, wrong: impl Fn(&str) -> Vec<String>) -> String {
-    let deadline = Instant::now() + LONG;
-    loop {
-        let text = get(address, "/metrics");
-        let wrong = wrong(&text);
-        if wrong.is_empty() {
-            return text;
-        }
-        assert!(running.runs(), "it has ended: {}", running.err());
-        assert!(Instant::now() < deadline, "{}\n{text}\n{}", wrong.join("\n"), running.err());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// The sum of the series of a metric that have all of `labels`.
-pub(super) fn sum(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> f64 {
-    let has =
-        |sample: &&Sample| labels.iter().all(|(label, value)| sample.labels.get(*label).is_some_and(|v| v == value));
-    samples.iter().filter(|sample| sample.name == name).filter(has).map(|sample| sample.value).sum()
+/// Labels of the payments of `ids`, one of two fraud.
+fn labels(ids: std::ops::Range<u32>) -> impl Iterator<Item = String> {
+    ids.map(|id| format!("{{\"at\":\"2024-03-02T00:00:00Z\",\"id\":\"p{id}\",\"fraud\":{}}}", id % 2))
 }
 
 const PARTS: [Part; 10] = [
@@ -255,30 +114,28 @@ fn series(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn a_scrape_is_the_catalogue_and_adds_up() {
-    let job = Job::new(brokers());
+    let topics = ["payments", "labels", "predictions", "rejects", "signals"];
+    let job = Service::new(brokers(), "metrics").create(topics.map(|topic| (topic, 1)));
     // A first start leaves a checkpoint behind, so that the second has one to speak of.
-    let mut running = job.run();
+    let mut running = job.run(&[]);
     address(&mut running);
     running.terminate();
     read_summary(&running.end());
 
-    job.pay(0..200, "AT");
+    job.send("payments", 1, payments(0..200, "AT"));
     let filtered = "{\"at\":\"2024-03-01T03:00:00Z\",\"id\":\"filtered\",\"country\":\"AT\",\"amount\":1,\"balance\":1,\"age_days\":1,\"hour\":1}";
     let late = filtered.replace("2024-03-01T03", "2024-02-01T03");
-    job.send(&job.payments, [filtered.to_owned(), late, "not json".to_owned()].into_iter());
-    job.label(0..100);
-    job.send(
-        &job.labels,
-        std::iter::once("{\"at\":\"2024-03-02T00:00:00Z\",\"id\":\"nobody\",\"fraud\":1}".to_owned()),
-    );
+    job.send("payments", 1, [filtered.to_owned(), late, "not json".to_owned()]);
+    job.send("labels", 1, labels(0..100));
+    job.send("labels", 1, ["{\"at\":\"2024-03-02T00:00:00Z\",\"id\":\"nobody\",\"fraud\":1}".to_owned()]);
 
-    let mut running = job.run();
+    let mut running = job.run(&[]);
     let address = address(&mut running);
     scrape(&address, &mut running, |text| [against_input(text), against_catalogue(text)].concat());
 
     // Other ids and another country are more data, not more series.
     let before = series(&get(&address, "/metrics"));
-    job.pay(200..300, "CH");
+    job.send("payments", 1, payments(200..300, "CH"));
     let predicted = |text: &str| {
         let predictions = sum(&samples(text).unwrap(), "millstream_offline_rows_total", &[]);
         if predictions == 300.0 { Vec::new() } else { vec![format!("{predictions} rows")] }
