@@ -315,8 +315,7 @@ impl Running {
         ledger.closed(*entry, epoch);
     }
 
-    fn finish(mut self) -> SlowReport {
-        self.ledger.ended(self.entry);
+    fn finish(self) -> SlowReport {
         let mut report = SlowReport { detectors: self.detectors.counts(), ..SlowReport::default() };
         for outcome in &self.outcomes {
             let name = outcome.name().to_string();

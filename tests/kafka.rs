@@ -25,6 +25,7 @@ mod commands;
 mod drift;
 mod live;
 mod metrics;
+mod mixed;
 mod outage;
 mod own_broker;
 mod replayed;

@@ -9,7 +9,7 @@ use super::failure::Failures;
 use super::lanes::NO_LANE;
 use super::meter::Meters;
 use super::seeds;
-use super::shared::{Durable, Gates, PositionLog, Taken, Watermarks};
+use super::shared::{Durable, Ending, Gates, Taken, Watermarks};
 use crate::checkpoint::Checkpoint;
 use crate::online::{OnlineGroup, OnlineStore};
 use crate::plan::{Plan, SourcePlan};
@@ -28,8 +28,6 @@ pub struct Board {
     pub watermarks: Arc<Watermarks>,
     /// The newest epoch that each writer has made durable.
     pub durable: Arc<Durable>,
-    /// Positions at the ends of epochs.
-    pub positions: Arc<PositionLog>,
     /// The table of partitions.
     pub partitions: Arc<Partitions>,
     /// What ended the job before its time.
@@ -40,8 +38,8 @@ pub struct Board {
     pub statuses: Vec<Arc<Status>>,
     /// Each worker's last step, in microseconds since 1970.
     pub heartbeats: Vec<Arc<AtomicI64>>,
-    /// The newest epoch that any source has ended with.
-    pub last_epoch: Arc<AtomicU64>,
+    /// When the run ends.
+    pub ending: Arc<Ending>,
     /// Which epochs are decided.
     pub decided: Arc<Decided>,
     /// Quality after the newest epoch of the slow lane.
@@ -72,13 +70,12 @@ impl Board {
             gates: Arc::new(gates),
             watermarks: Arc::new(watermarks),
             durable: Arc::new(Durable::new(after, epoch)),
-            positions: Arc::default(),
             partitions: Arc::default(),
             failures: Failures::default(),
             online: Arc::new(online(plan)?),
             statuses: (0..sources).map(|_| Arc::default()).collect(),
             heartbeats: seeds::heartbeats(workers),
-            last_epoch: Arc::new(AtomicU64::new(epoch)),
+            ending: Arc::new(Ending::new(sources * workers, epoch)),
             decided: Arc::new(Decided::new(epoch)),
             quality: Arc::default(),
             open_epoch: Arc::new(AtomicU64::new(epoch + 1)),

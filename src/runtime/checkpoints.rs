@@ -10,7 +10,7 @@
 //! If the disk is slower than the epochs, several are decided at once. A full disk is waited for, and meanwhile the sources
 //! are held by their gate: the epochs are late, nothing is lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -84,8 +84,10 @@ impl Checkpoints {
             waiting_bytes: 0,
             blocks: Vec::new(),
             progress: start.from.clone(),
-            published: start.from.epoch,
+            changed: start.from.epoch == 0,
+            moved: BTreeSet::new(),
             writers: seeds::writers(&start.plan),
+            tables: start.plan.offline.iter().map(|table| table.name.as_str().into()).collect(),
             start,
         };
         let run = move || gathering.run(&receiver);
@@ -113,8 +115,13 @@ struct Gathering {
     /// Blocks of the next checkpoint.
     blocks: Vec<Block>,
     progress: Progress,
-    published: u64,
+    /// Whether positions or sinks have changed since the last checkpoint, or there is none yet.
+    changed: bool,
+    /// Sources whose positions have changed since the last decision.
+    moved: BTreeSet<usize>,
     writers: Vec<Writers>,
+    /// The names of the plan's tables.
+    tables: Vec<Arc<str>>,
 }
 
 impl Gathering {
@@ -153,12 +160,9 @@ impl Gathering {
     /// The newest epoch of which everything is here, and whether it is the last of the run.
     fn complete(&self) -> (u64, bool) {
         let board = &self.start.board;
-        let through = self.through.iter().copied().min().unwrap_or(u64::MAX);
-        let end = board.last_epoch.load(Ordering::Acquire);
-        let ended = through == u64::MAX;
-        let told = if ended { end } else { through };
-        let staged = board.durable.staged().unwrap_or(told);
-        (told.min(staged), ended && staged >= end)
+        let told = self.through.iter().copied().min().unwrap_or_default();
+        let complete = board.durable.staged().map_or(told, |staged| staged.min(told));
+        (complete, board.ending.last_epoch().is_some_and(|last| complete >= last))
     }
 
     /// How long to wait for a word: until something may be done without one.
@@ -184,12 +188,10 @@ impl Gathering {
         }
         self.due = Instant::now() + self.every;
         self.waiting_bytes = 0;
-        let before = self.progress.clone();
+        let before = std::mem::replace(&mut self.progress.epoch, epoch);
         self.note(epoch);
-        let same = |one: &Progress| (one.positions.clone(), one.event_times.clone(), one.sinks.clone());
-        let unchanged = same(&before) == same(&self.progress);
         // An idle job leaves the disk alone: nothing can be lost of an epoch in which nothing was.
-        if self.blocks.is_empty() && unchanged && self.published > 0 {
+        if self.blocks.is_empty() && !self.changed {
             self.start.board.decided.decide(epoch);
             return true;
         }
@@ -202,12 +204,13 @@ impl Gathering {
                 CHECKPOINT_EPOCH.of([]).set(epoch as f64);
                 CHECKPOINT_LAST.of([]).set(super::clock::now_micros() as f64 / 1e6);
                 self.blocks.clear();
-                (self.full_since, self.published) = (None, epoch);
+                (self.full_since, self.changed) = (None, false);
                 self.start.board.decided.decide(epoch);
+                self.tell_sources();
                 true
             }
             Err(error) => {
-                self.progress.epoch = before.epoch;
+                self.progress.epoch = before;
                 self.refused(error)
             }
         }
@@ -239,7 +242,7 @@ impl Gathering {
             }
         }
         for (table, batch) in part.offline {
-            let name: Arc<str> = self.start.plan.offline[table].name.as_str().into();
+            let name = self.tables[table].clone();
             match offline::pending::encode(&batch, &board.partitions) {
                 Ok(bytes) => {
                     let worker = participant as u16;
@@ -250,8 +253,14 @@ impl Gathering {
         }
         for source in part.sources {
             let name = self.start.plan.source_name(source.source);
-            let positions = self.progress.positions.entry(name.to_string()).or_default();
-            positions.0.extend(board.named(&source.taken).0);
+            let positions = &mut self.progress.positions.entry(name.to_string()).or_default().0;
+            for (partition, next) in board.named(&source.taken).0 {
+                if positions.insert(partition, next) != Some(next) {
+                    self.changed = true;
+                    self.moved.insert(source.source);
+                }
+            }
+            // They move with the positions.
             let times = self.progress.event_times.entry(name.to_string()).or_default();
             for (number, newest) in source.event_times {
                 let (topic, partition) = board.partitions.name(number);
@@ -261,13 +270,21 @@ impl Gathering {
         }
     }
 
+    /// Tells sources what is decided.
+    fn tell_sources(&mut self) {
+        for source in std::mem::take(&mut self.moved) {
+            let positions = self.progress.positions.get(self.start.plan.source_name(source));
+            self.start.board.statuses[source].commit(positions.cloned().unwrap_or_default());
+        }
+    }
+
     /// Notes where things stand at the end of `epoch`.
     fn note(&mut self, epoch: u64) {
-        self.progress.epoch = epoch;
         // A bounded run knows better where it goes on: it reads its files in another order than they stand.
         if let Some(cut) = self.start.cuts.as_ref().and_then(|cuts| cuts.at(epoch)) {
             for (source, positions) in cut.positions {
-                self.progress.positions.insert(source.to_string(), positions);
+                let before = self.progress.positions.insert(source.to_string(), positions.clone());
+                self.changed |= before.as_ref() != Some(&positions);
             }
         }
         self.progress.committed.clear();
@@ -278,7 +295,7 @@ impl Gathering {
                     let committed = self.start.board.durable.of(slot);
                     self.progress.committed.insert(effect_name(&writers.sink, part as u16), committed);
                 } else if let Some(position) = self.start.board.durable.position(slot, epoch) {
-                    self.progress.sinks.insert(writers.sink.clone(), position);
+                    self.changed |= self.progress.sinks.insert(writers.sink.clone(), position) != Some(position);
                 }
             }
         }

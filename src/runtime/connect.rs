@@ -17,7 +17,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use millstream_operators::batch::Batch;
 use millstream_operators::operator::{Operator, Outputs};
@@ -34,7 +34,7 @@ use timely::progress::frontier::MutableAntichain;
 use super::ledger::SharedLedger;
 use super::meter::{Meters, NodeMeter};
 use super::route::{Edge, Parcel, Routing, route};
-use super::shared::{Gates, PositionLog, Watermarks};
+use super::shared::{Ending, Gates, Watermarks};
 use super::time::{LAST_TICK, epoch_of, time};
 
 /// When the rows of the open epoch are processed.
@@ -62,14 +62,14 @@ pub struct Context {
     pub watermarks: Arc<Watermarks>,
     /// What holds the sources back.
     pub gates: Arc<Gates>,
-    /// The newest epoch that any source has ended with: final when all sources have ended.
-    pub last_epoch: Arc<AtomicU64>,
+    /// When the run ends.
+    pub ending: Arc<Ending>,
+    /// True while the job drains.
+    pub draining: Arc<AtomicBool>,
     /// The newest epoch that a source has opened.
     pub open_epoch: Arc<AtomicU64>,
     /// What the job counts.
     pub meters: Arc<Meters>,
-    /// Positions at the ends of epochs.
-    pub positions: Arc<PositionLog>,
     /// The operators, kept until they have taken up their state.
     pub nodes: Kept<dyn Operator>,
     /// What the worker leaves for each epoch's checkpoint.
@@ -181,7 +181,7 @@ struct Placed {
     closing: Vec<Capability<u64>>,
     given: Outputs,
     watermarks: Arc<Watermarks>,
-    last_epoch: Arc<AtomicU64>,
+    ending: Arc<Ending>,
     meter: NodeMeter,
     name: Arc<str>,
     ledger: SharedLedger,
@@ -200,7 +200,7 @@ impl Placed {
             closing: Vec::new(),
             given: Outputs::new(node.outputs),
             watermarks: context.watermarks.clone(),
-            last_epoch: context.last_epoch.clone(),
+            ending: context.ending.clone(),
             meter: NodeMeter::new(&node.name, &context.meters, context.worker),
             entry: context.ledger.borrow_mut().register(),
             ledger: context.ledger.clone(),
@@ -261,10 +261,8 @@ impl Placed {
             }
             give(&mut self.given, &self.meter, sessions, |output| &self.closing[output]);
             self.leave_changes();
-            if frontier.is_none() && self.held.is_empty() && self.open >= self.last_epoch.load(Ordering::Acquire) {
-                self.closing.clear();
-                self.ledger.borrow_mut().ended(self.entry);
-                return;
+            if frontier.is_none() && self.ending.last_epoch().is_some_and(|last| self.open >= last) {
+                return self.closing.clear();
             }
             self.open += 1;
             for capability in &mut self.closing {

@@ -119,7 +119,7 @@ enum Step {
     More,
     /// Nothing to do until something arrives or the clock moves on.
     Wait,
-    /// The source has ended.
+    /// All sources have ended.
     End,
 }
 
@@ -137,6 +137,17 @@ struct Taking {
     late_kept: u64,
     /// The source's number in the ledger.
     entry: usize,
+    /// How the source ended, if it has.
+    ended: Option<Ended>,
+}
+
+/// How a source ended.
+#[derive(Clone, Copy)]
+enum Ended {
+    /// There is no more: after this epoch it holds no watermark back.
+    Exhausted(u64),
+    /// It was told to stop, and has more for the next run.
+    Stopped,
 }
 
 impl Taking {
@@ -155,17 +166,26 @@ impl Taking {
             taken: Taken::new(),
             late_kept: 0,
             entry,
+            ended: None,
         }
     }
 
     /// Takes at most one batch, so that its rows leave with the capability's present time.
     fn step(&mut self, capabilities: &mut Capabilities<'_>) -> Step {
+        let open = epoch_of(capabilities.now());
+        if let Some(last) = self.ended.and_then(|_| self.context.ending.last_epoch()) {
+            self.cut(open, last + 1);
+            return Step::End;
+        }
         if let Some(clock) = self.input.clock {
             let epoch = clock.epoch(Instant::now());
-            if epoch > epoch_of(capabilities.now()) {
-                self.cut(epoch_of(capabilities.now()), epoch);
+            if epoch > open {
+                self.cut(open, epoch);
                 capabilities.downgrade(time(epoch, 0));
             }
+        }
+        if self.ended.is_some() {
+            return Step::Wait;
         }
         self.queued.store(self.input.inbox.len() as u64, Ordering::Relaxed);
         for _ in 0..ARRIVALS_MAX {
@@ -191,11 +211,10 @@ impl Taking {
                     self.input.watermarks.expect(partition);
                 }
                 Ok(Arrival::End) | Err(TryRecvError::Disconnected) => {
-                    let epoch = epoch_of(capabilities.now());
-                    self.cut(epoch, epoch + 1);
-                    self.context.last_epoch.fetch_max(epoch, Ordering::AcqRel);
-                    self.context.ledger.borrow_mut().ended(self.entry);
-                    return Step::End;
+                    let stopped = self.context.draining.load(Ordering::Acquire);
+                    self.ended = Some(if stopped { Ended::Stopped } else { Ended::Exhausted(open) });
+                    self.context.ending.end(open);
+                    return Step::More;
                 }
                 Err(TryRecvError::Empty) => return Step::Wait,
             }
@@ -206,9 +225,14 @@ impl Taking {
 
     /// Epochs `from..to` have ended for this source.
     fn cut(&mut self, from: u64, to: u64) {
-        let (watermark, silent) = (self.input.watermarks.watermark(), self.input.watermarks.has_no_say());
+        if from >= to {
+            return;
+        }
+        let watermark = self.input.watermarks.watermark();
+        let silent = self.input.watermarks.has_no_say();
         for epoch in from..to {
-            self.context.watermarks.publish(epoch, if silent { NO_SAY } else { watermark });
+            let exhausted = matches!(self.ended, Some(Ended::Exhausted(last)) if epoch > last);
+            self.context.watermarks.publish(epoch, if silent || exhausted { NO_SAY } else { watermark });
         }
         self.counters.watermark.store(watermark, Ordering::Relaxed);
         self.context.open_epoch.fetch_max(to, Ordering::Relaxed);
@@ -216,7 +240,6 @@ impl Taking {
         self.counters.late_kept.fetch_add(late_kept - self.late_kept, Ordering::Relaxed);
         self.late_kept = late_kept;
         let taken = self.taken.clone();
-        self.context.positions.publish(to - 1, self.input.source, &taken);
         let event_times = self.input.watermarks.newest().collect();
         let mut ledger = self.context.ledger.borrow_mut();
         // Nothing was taken after `from`: what holds at its end holds at the ends of the others.

@@ -212,15 +212,10 @@ impl Job {
         }
     }
 
-    /// Looks after the job; called some times a second. Tells sources what is durable, and drains the job if something
-    /// failed.
+    /// Looks after the job; called some times a second. Holds the sources while a lane is behind, and drains the job if
+    /// something failed.
     pub fn look_after(&mut self) {
         self.lanes.look_after(&self.board.gates);
-        if let Some(epoch) = self.board.durable.epoch() {
-            for (source, taken) in self.board.positions.until(epoch) {
-                self.board.statuses[source].commit(self.board.named(&taken));
-            }
-        }
         let (ended, running) = self.connectors.drain(..).partition(|connector| connector.is_finished());
         self.connectors = running;
         for connector in ended {
@@ -257,12 +252,11 @@ impl Job {
         if let Some(error) = self.board.failures.first() {
             return Err(error);
         }
-        let epoch = self.board.last_epoch.load(Ordering::Acquire);
         let stopped = self.board.draining.load(Ordering::Acquire);
         let mut summary = Summary {
             job: self.plan.name.clone(),
             ended: if stopped { "stopped" } else { "end_of_input" }.into(),
-            epoch,
+            epoch: self.board.ending.last_epoch().unwrap_or_default(),
             duration_seconds: self.started.elapsed().as_secs_f64(),
             memory_peak_bytes: memory_peak_bytes(),
             ..Summary::default()
@@ -314,10 +308,10 @@ fn contexts(
         first_epoch,
         watermarks: board.watermarks.clone(),
         gates: board.gates.clone(),
-        last_epoch: board.last_epoch.clone(),
+        ending: board.ending.clone(),
+        draining: board.draining.clone(),
         open_epoch: board.open_epoch.clone(),
         meters: board.meters.clone(),
-        positions: board.positions.clone(),
         nodes: Rc::default(),
         ledger: Rc::new(RefCell::new(Ledger::new(worker, first_epoch - 1, words.clone()))),
         polled: Rc::default(),

@@ -57,7 +57,7 @@ pub struct SourcePart {
 pub struct Word {
     /// Who.
     pub participant: usize,
-    /// It has closed all epochs up to this; the largest number when it has ended.
+    /// It has closed all epochs up to this.
     pub through: u64,
     /// The epochs among them in which something changed.
     pub parts: Vec<(u64, Part)>,
@@ -113,15 +113,10 @@ impl Ledger {
         let through = self.through.iter().copied().min().unwrap_or(epoch);
         if through > self.told {
             self.told = through;
-            let later = if through == u64::MAX { BTreeMap::new() } else { self.parts.split_off(&(through + 1)) };
+            let later = self.parts.split_off(&(through + 1));
             let parts = std::mem::replace(&mut self.parts, later).into_iter().collect();
             // A thread that has ended has reported why.
             drop(self.sender.send(Word { participant: self.participant, through, parts }));
         }
-    }
-
-    /// `who` will close no more.
-    pub fn ended(&mut self, who: usize) {
-        self.closed(who, u64::MAX);
     }
 }

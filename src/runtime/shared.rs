@@ -1,4 +1,5 @@
-//! What the workers of a process share: watermarks by epoch, the gates that hold sources back, and the durable epoch.
+//! What the workers of a process share: watermarks by epoch, the gates that hold sources back, the durable epoch, and the
+//! end of the run.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
@@ -191,29 +192,31 @@ impl Durable {
 /// Next offset of each partition (by number), as a worker has taken them.
 pub type Taken = BTreeMap<u32, i64>;
 
-/// Positions at the ends of epochs, until the epoch is durable.
-#[derive(Debug, Default)]
-pub struct PositionLog {
-    epochs: Mutex<BTreeMap<u64, Vec<(usize, Taken)>>>,
+/// The end of a run. An input (a source on a worker) that has no more rows goes on closing epochs until no input has any:
+/// so everything in the dataflow closes the same epochs, and a file that ends beside a topic holds nobody back.
+#[derive(Debug)]
+pub struct Ending {
+    /// Inputs that may still give rows.
+    running: AtomicUsize,
+    /// The newest epoch in which an input ended.
+    newest: AtomicU64,
 }
 
-impl PositionLog {
-    /// What a worker has taken of source `source` at the end of `epoch`.
-    pub fn publish(&self, epoch: u64, source: usize, taken: &Taken) {
-        let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
-        epochs.entry(epoch).or_default().push((source, taken.clone()));
+impl Ending {
+    /// For a run with so many inputs that goes on after `epoch`.
+    pub fn new(inputs: usize, epoch: u64) -> Ending {
+        Ending { running: AtomicUsize::new(inputs), newest: AtomicU64::new(epoch) }
     }
 
-    /// The newest positions at the end of `epoch` or before, by source; forgets what it gives.
-    pub fn until(&self, epoch: u64) -> BTreeMap<usize, Taken> {
-        let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
-        let later = epochs.split_off(&(epoch + 1));
-        let done = std::mem::replace(&mut *epochs, later);
-        let mut newest: BTreeMap<usize, Taken> = BTreeMap::new();
-        for (source, taken) in done.into_values().flatten() {
-            newest.entry(source).or_default().extend(taken);
-        }
-        newest
+    /// An input gives no rows after `epoch`.
+    pub fn end(&self, epoch: u64) {
+        self.newest.fetch_max(epoch, Ordering::AcqRel);
+        self.running.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// The last epoch of the run, once it is known: no input gives rows after it.
+    pub fn last_epoch(&self) -> Option<u64> {
+        (self.running.load(Ordering::Acquire) == 0).then(|| self.newest.load(Ordering::Acquire))
     }
 }
 

@@ -85,7 +85,6 @@ fn write(receiver: &Receiver<Signal>, outputs: &mut [Output], ledger: &mut Ledge
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
-    ledger.ended(entry);
     while outputs.iter_mut().fold(false, |more, output| output.poll() | more) {
         std::thread::sleep(POLL);
     }
