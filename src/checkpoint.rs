@@ -35,17 +35,19 @@ use segment::{Appender, Summary};
 use start::{lock, new_id, next_generation};
 
 mod compact;
+mod definitions;
 mod error;
 mod manifest;
 pub mod report;
 mod segment;
 mod start;
 
+pub use definitions::{Defined, Definitions};
 pub use error::CheckpointError;
 pub use manifest::Base;
 
 /// The format this build writes and reads.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 /// Checkpoints that are kept.
 const KEPT: usize = 2;
 
@@ -71,7 +73,7 @@ pub enum Kind {
 pub struct Block {
     /// What it holds.
     pub kind: Kind,
-    /// The node, sink or table.
+    /// The node of the state by section and name (`features.card`); the sink; the table.
     pub name: Arc<str>,
     /// Which part of it.
     pub part: u16,
@@ -97,11 +99,14 @@ pub struct Progress {
     pub sinks: BTreeMap<String, u64>,
     /// For each [effect](effect_name) the newest epoch that was known to be committed.
     pub committed: BTreeMap<String, u64>,
+    /// The nodes that all this belongs to.
+    pub definitions: Definitions,
 }
 
-/// The name under which a manifest says how far part `part` of sink or table `name` is committed.
-pub fn effect_name(name: &str, part: u16) -> String {
-    format!("{name}/{part}")
+/// The name under which a manifest says how far part `part` of a sink (`sinks.predictions`) or table (`offline.predictions`)
+/// is committed.
+pub fn effect_name(node: &str, part: u16) -> String {
+    format!("{node}/{part}")
 }
 
 /// A checkpoint to go on from. The default is a job that has not begun.
@@ -109,7 +114,7 @@ pub fn effect_name(name: &str, part: u16) -> String {
 pub struct Checkpoint {
     /// What is readable in the manifest.
     pub progress: Progress,
-    /// The state of each node, by its name.
+    /// The state of each node, by section and name.
     pub nodes: BTreeMap<String, NodeState>,
     /// Records by sink and writer.
     pub outbox: BTreeMap<(String, u16), Pending>,
@@ -137,7 +142,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Takes the state folder of `job`, making it if it is not there. `topology` is the digest of its definitions.
+    /// Takes the state folder of `job`, making it if it is not there. `topology` is the digest of all its definitions, for
+    /// the readers of manifests.
     ///
     /// # Errors
     /// If another process holds it, or the file system refuses.
@@ -195,7 +201,7 @@ impl Store {
     /// The newest checkpoint, every byte of it checked; `None` if the job has none.
     ///
     /// # Errors
-    /// If it is damaged, of another job, of another topology or of another format.
+    /// If it is damaged, of another job or of another format.
     pub fn load(&mut self) -> Result<Option<Checkpoint>, CheckpointError> {
         let Some(epoch) = epochs(&self.folder)?.pop() else { return Ok(None) };
         let manifest = Manifest::read(&self.folder, epoch)?;
@@ -203,9 +209,6 @@ impl Store {
         if manifest.job != self.job {
             let (found, wanted) = (manifest.job, self.job.clone());
             return Err(CheckpointError::OtherJob { path, found, wanted });
-        }
-        if manifest.topology != self.topology {
-            return Err(CheckpointError::OtherTopology { path, epoch });
         }
         let checkpoint = assemble(&self.folder, &manifest)?;
         self.id.clone_from(&manifest.id);
@@ -237,7 +240,7 @@ impl Store {
         }
         let text = published?;
         self.sweep()?;
-        self.compact(progress.epoch)?;
+        self.compact(progress)?;
         Ok(Published { bytes: bytes + text })
     }
 
@@ -316,7 +319,7 @@ impl Store {
     }
 
     /// Begins to merge if changes have grown to about what the state is, or to many files.
-    fn compact(&mut self, epoch: u64) -> Result<(), CheckpointError> {
+    fn compact(&mut self, progress: &Progress) -> Result<(), CheckpointError> {
         let merged = self.base.as_ref().map_or(0, |base| base.epoch);
         let later = self.closed.iter().filter(|segment| segment.last_epoch > merged);
         let (mut files, mut bytes) = (0, 0);
@@ -332,7 +335,7 @@ impl Store {
         }
         if due && self.compaction.is_none() {
             let (base, segments) = (self.base.clone(), self.closed.clone());
-            let started = Compaction::start(&self.folder.join("seg"), epoch, base, segments);
+            let started = Compaction::start(&self.folder.join("seg"), progress, base, segments);
             self.compaction = Some(tried(started, "start a thread for", &self.folder)?);
         }
         Ok(())
@@ -404,18 +407,24 @@ fn assemble(folder: &Path, manifest: &Manifest) -> Result<Checkpoint, Checkpoint
     let mut offline: BTreeMap<Arc<str>, Vec<(u64, u16, Vec<u8>)>> = BTreeMap::new();
     for (is_base, summary) in base.chain(manifest.segments.iter().map(|segment| (false, segment))) {
         let path = folder.join("seg").join(&summary.file);
-        let done = |name: &str, part| manifest.committed.get(&effect_name(name, part)).copied().unwrap_or(0);
+        // A part that the manifest does not name has been settled: an earlier run had more workers.
+        let waits = |node: String, part, epoch| {
+            manifest.committed.get(&effect_name(&node, part)).is_some_and(|committed| epoch > *committed)
+        };
         segment::read(&path, summary, |block| {
+            if !definitions::counts(&manifest.definitions, block.kind, &block.name, block.epoch) {
+                return Ok(());
+            }
             match block.kind {
                 Kind::State if is_base || block.epoch > merged => {
                     let state = checkpoint.nodes.entry(block.name.to_string()).or_default();
                     state.entry(block.part).or_default().push(block.bytes);
                 }
-                Kind::Outbox if block.epoch > done(&block.name, block.part) => {
+                Kind::Outbox if waits(format!("sinks.{}", block.name), block.part, block.epoch) => {
                     let outbox = checkpoint.outbox.entry((block.name.to_string(), block.part)).or_default();
                     outbox.push((block.epoch, block.bytes));
                 }
-                Kind::Offline if block.epoch > done(&block.name, 0) => {
+                Kind::Offline if waits(format!("offline.{}", block.name), 0, block.epoch) => {
                     offline.entry(block.name).or_default().push((block.epoch, block.part, block.bytes));
                 }
                 Kind::State | Kind::Outbox | Kind::Offline => {}

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 
+use crate::change::Refused;
 use crate::checkpoint::CheckpointError;
 use crate::models::ModelError;
 use crate::plan::Plan;
@@ -130,10 +131,12 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(SourceError::Gap { .. }) = cause.downcast_ref() {
         return Some(3);
     }
+    if cause.is::<Refused>() {
+        return Some(5);
+    }
     if let Some(error) = cause.downcast_ref::<CheckpointError>() {
-        use CheckpointError::{Corrupt, Newer, Older, OtherJob, OtherTopology};
-        let unusable =
-            matches!(error, Corrupt { .. } | Newer { .. } | Older { .. } | OtherJob { .. } | OtherTopology { .. });
+        use CheckpointError::{Corrupt, Newer, Older, OtherJob};
+        let unusable = matches!(error, Corrupt { .. } | Newer { .. } | Older { .. } | OtherJob { .. });
         return unusable.then_some(5);
     }
     let io = cause.downcast_ref::<std::io::Error>()?;

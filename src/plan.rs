@@ -35,6 +35,7 @@ use crate::sinks::SinkKind;
 use crate::sources::SourceKind;
 use crate::topology::{Engine, EventTimeConfig, History, Topology};
 
+mod definitions;
 mod engine;
 mod groups;
 mod names;

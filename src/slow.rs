@@ -9,7 +9,7 @@
 //!
 //! An epoch is processed when every worker has completed it, its rows in the order of (event time, source, partition by
 //! name, offset). So the results depend on the rows and the cuts of the epochs alone: not on the number of workers, nor on
-//! who was faster. Detectors and outcomes keep their state by name, with the digest of the definition it was made with.
+//! who was faster. Detectors and outcomes keep their state by name; whether it is taken up is decided before.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -70,8 +70,8 @@ pub struct DetectorPlan {
     pub condition: Option<Expression>,
     /// The detector.
     pub config: DetectorKind,
-    /// Digest of its definition and of all it reads.
-    pub hash: String,
+    /// The name of its state in checkpoints.
+    pub state: String,
 }
 
 /// Predictions to be joined to labels.
@@ -95,8 +95,8 @@ pub struct OutcomePlan {
     pub value: Expression,
     /// How far back predictions and labels count, in event time.
     pub window: Millis,
-    /// Digest of its definition and of all it reads.
-    pub hash: String,
+    /// The name of its state in checkpoints.
+    pub state: String,
 }
 
 /// What a worker tells the slow lane.
@@ -167,7 +167,7 @@ impl SlowLane {
     ) -> anyhow::Result<SlowLane> {
         let entry = ledger.register();
         let detectors = Detectors::new(&plan.detectors, states)?;
-        let named = |outcome: &OutcomePlan| Some((outcome.name.clone(), states.get(&outcome.name)?.clone()));
+        let named = |outcome: &OutcomePlan| Some((outcome.name.clone(), states.get(&outcome.state)?.clone()));
         let states: BTreeMap<String, NodeState> = plan.outcomes.iter().filter_map(named).collect();
         let (sender, receiver) = unbounded();
         let closed = Arc::new(AtomicU64::new(first_epoch - 1));
@@ -309,7 +309,7 @@ impl Running {
         let Running { detectors, outcomes, ledger, entry, .. } = self;
         detectors.save_changes(&mut |name, bytes| ledger.state(epoch, &Arc::from(name), 0, bytes));
         for outcome in outcomes {
-            let name: Arc<str> = outcome.name().into();
+            let name: Arc<str> = outcome.state().into();
             outcome.save_changes(&mut |key_group, bytes| ledger.state(epoch, &name, key_group, bytes));
         }
         ledger.closed(*entry, epoch);

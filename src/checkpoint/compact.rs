@@ -11,7 +11,7 @@ use millstream_operators::state::rows::Standing;
 use super::error::{CheckpointError, tried};
 use super::manifest::Base;
 use super::segment::{self, Appender, Summary};
-use super::{Block, Kind};
+use super::{Block, Definitions, Kind, Progress, definitions};
 
 /// A merge under way.
 #[derive(Debug)]
@@ -20,11 +20,17 @@ pub(super) struct Compaction {
 }
 
 impl Compaction {
-    /// Begins to merge everything up to the end of `epoch`: the base before, if there is one, and the segments after it.
-    pub fn start(folder: &Path, epoch: u64, base: Option<Base>, segments: Vec<Summary>) -> io::Result<Compaction> {
+    /// Begins to merge everything up to where the job is: the base before, if there is one, and the segments after it. Only
+    /// what belongs to the job's present nodes goes in.
+    pub fn start(
+        folder: &Path,
+        progress: &Progress,
+        base: Option<Base>,
+        segments: Vec<Summary>,
+    ) -> io::Result<Compaction> {
         let (done, result) = sync_channel(1);
-        let folder = folder.to_path_buf();
-        let run = move || drop(done.send(merge(&folder, epoch, base.as_ref(), &segments)));
+        let (folder, epoch, nodes) = (folder.to_path_buf(), progress.epoch, progress.definitions.clone());
+        let run = move || drop(done.send(merge(&folder, epoch, &nodes, base.as_ref(), &segments)));
         std::thread::Builder::new().name("compaction".into()).spawn(run)?;
         Ok(Compaction { result })
     }
@@ -46,6 +52,7 @@ impl Compaction {
 pub(super) fn merge(
     folder: &Path,
     epoch: u64,
+    nodes: &Definitions,
     base: Option<&Base>,
     segments: &[Summary],
 ) -> Result<Base, CheckpointError> {
@@ -54,7 +61,8 @@ pub(super) fn merge(
     let sources = base.iter().map(|base| (true, &base.segment)).chain(segments.iter().map(|segment| (false, segment)));
     for (is_base, summary) in sources {
         segment::read(&folder.join(&summary.file), summary, |block| {
-            if block.kind == Kind::State && (is_base || block.epoch > merged) {
+            let counts = definitions::counts(nodes, block.kind, &block.name, block.epoch);
+            if block.kind == Kind::State && counts && (is_base || block.epoch > merged) {
                 return state.entry((block.name, block.part)).or_default().absorb(&block.bytes);
             }
             Ok(())

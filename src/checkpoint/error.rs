@@ -44,17 +44,6 @@ pub enum CheckpointError {
         /// Who asked.
         wanted: String,
     },
-    /// The topology has changed.
-    #[error(
-        "{path}: the topology has changed since this checkpoint of epoch {epoch}; \
-         put the old definitions back, or start the job anew with `--fresh`"
-    )]
-    OtherTopology {
-        /// The manifest.
-        path: String,
-        /// Its epoch.
-        epoch: u64,
-    },
     /// A newer build wrote it.
     #[error("{path}: format {found} was written by a newer Millstream; this one reads format {FORMAT}")]
     Newer {

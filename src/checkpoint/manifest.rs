@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::error::{CheckpointError, tried};
 use super::segment::{Summary, digits};
-use super::{EventTimes, FORMAT, Progress, manifest_path};
+use super::{Definitions, EventTimes, FORMAT, Progress, manifest_path};
 use crate::sources::Positions;
 
 /// The state of all nodes at the end of an epoch.
@@ -40,6 +40,8 @@ pub(super) struct Manifest {
     event_times: BTreeMap<String, Vec<Newest>>,
     sinks: BTreeMap<String, u64>,
     pub committed: BTreeMap<String, u64>,
+    /// By section and name.
+    pub definitions: Definitions,
     pub base: Option<Base>,
     pub segments: Vec<Summary>,
     checksum: String,
@@ -101,6 +103,7 @@ impl Manifest {
             event_times: event_times.map(|(name, of)| (name.clone(), of.iter().map(newest).collect())).collect(),
             sinks: progress.sinks.clone(),
             committed: progress.committed.clone(),
+            definitions: progress.definitions.clone(),
             base,
             segments,
             checksum: String::new(),
@@ -169,6 +172,7 @@ impl Manifest {
             event_times: event_times.collect(),
             sinks: self.sinks.clone(),
             committed: self.committed.clone(),
+            definitions: self.definitions.clone(),
         }
     }
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::error::tried;
 use super::manifest::Manifest;
-use super::{CheckpointError, assemble, epochs, manifest_path};
+use super::{CheckpointError, NodeState, assemble, epochs, manifest_path};
 
 /// A checkpoint in a list.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -59,6 +59,24 @@ pub struct NodeContents {
     pub key_groups: usize,
     /// Bytes of the state, each key once.
     pub bytes: u64,
+}
+
+impl NodeContents {
+    /// What a checkpoint holds of node `name`.
+    ///
+    /// # Errors
+    /// If its rows are cut.
+    pub fn of(name: &str, state: &NodeState) -> Result<NodeContents, CheckpointError> {
+        let mut contents = NodeContents::default();
+        for parts in state.values() {
+            let corrupt = |detail| CheckpointError::Corrupt { path: format!("the state of `{name}`"), detail };
+            let merged = rows::merge(parts.iter().map(Vec::as_slice)).map_err(corrupt)?;
+            contents.keys += rows::read(&merged).count() as u64;
+            contents.bytes += merged.len() as u64;
+            contents.key_groups += usize::from(!merged.is_empty());
+        }
+        Ok(contents)
+    }
 }
 
 /// What waits to be committed.
@@ -119,22 +137,15 @@ pub fn read(folder: &Path, epoch: u64) -> Result<Contents, CheckpointError> {
     let checkpoint = assemble(folder, &manifest)?;
     let mut nodes = BTreeMap::new();
     for (name, state) in &checkpoint.nodes {
-        let mut contents = NodeContents::default();
-        for parts in state.values() {
-            let corrupt = |detail| CheckpointError::Corrupt { path: format!("the state of `{name}`"), detail };
-            let merged = rows::merge(parts.iter().map(Vec::as_slice)).map_err(corrupt)?;
-            contents.keys += rows::read(&merged).count() as u64;
-            contents.bytes += merged.len() as u64;
-            contents.key_groups += usize::from(!merged.is_empty());
-        }
-        nodes.insert(name.clone(), contents);
+        nodes.insert(name.clone(), NodeContents::of(name, state)?);
     }
     let progress = checkpoint.progress;
     let positions = progress.positions.into_iter().map(|(source, positions)| {
         let named = positions.0.into_iter().map(|((topic, partition), next)| (format!("{topic}/{partition}"), next));
         (source, named.collect())
     });
-    let outbox = checkpoint.outbox.iter().map(|((sink, part), blocks)| (super::effect_name(sink, *part), blocks));
+    let outbox = checkpoint.outbox.iter();
+    let outbox = outbox.map(|((sink, part), blocks)| (super::effect_name(&format!("sinks.{sink}"), *part), blocks));
     Ok(Contents {
         listed: listed(folder, &manifest)?,
         topology: manifest.topology.clone(),

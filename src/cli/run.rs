@@ -31,6 +31,10 @@ pub struct Common {
     /// Forgets the state of earlier runs and starts anew.
     #[arg(long)]
     fresh: bool,
+    /// Lets go of what the checkpoint has of this node, which the topology no longer has or defines otherwise: `card` or
+    /// `features.card`. May be given again.
+    #[arg(long, value_name = "NODE")]
+    allow_drop: Vec<String>,
     /// Writes what the run did to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     summary: Option<PathBuf>,
@@ -162,7 +166,7 @@ fn drive(mut topology: Topology, folder: PathBuf, mode: Mode, args: &Common) -> 
     let exporter = crate::metrics::install();
     let health = Arc::new(report::health(&plan));
     let mut reporter = Reporter::new(&plan, exporter.clone());
-    let mut job = Job::start(plan.clone(), mode)?;
+    let mut job = Job::start(plan.clone(), mode, &args.allow_drop)?;
     signals.started();
     let _server = serve(&plan, &job, &health, exporter)?;
     (0..plan.models.len()).for_each(|model| health.set_loaded(model));

@@ -286,7 +286,7 @@ impl Groups {
                 input: group.input,
                 key: group.key.clone(),
                 readers: plans_of_readers,
-                hash: digest(&group.hash, &instance.name),
+                hash: group.hash.clone(),
                 config: GroupConfig { online: group.config.online && first, ..group.config.clone() },
                 prefix: instance.prefix,
                 input_schema: streams[group.input].schema.clone(),

@@ -51,6 +51,8 @@ pub struct Start {
     pub store: Store,
     /// The checkpoint that the job goes on from.
     pub from: Progress,
+    /// What the first checkpoint has to bring beside the changes; `None` if none is needed before something changes.
+    pub made: Option<Vec<Block>>,
     /// The cuts of a bounded run, which know its positions.
     pub cuts: Option<Arc<Cuts>>,
     /// The newest epoch that the offline store has committed.
@@ -69,12 +71,13 @@ impl Checkpoints {
     /// # Errors
     /// If the operating system refuses a thread.
     pub fn start(
-        start: Start,
+        mut start: Start,
         participants: usize,
         (sender, receiver): (Sender<Word>, Receiver<Word>),
     ) -> anyhow::Result<Checkpoints> {
         // Live epochs have this length themselves; those of a bounded run are as short as it is fast.
         let every = if start.cuts.is_some() { start.plan.engine.epoch.duration() } else { Duration::ZERO };
+        let made = start.made.take();
         let mut gathering = Gathering {
             through: vec![start.from.epoch; participants],
             every,
@@ -82,9 +85,9 @@ impl Checkpoints {
             full_since: None,
             parts: BTreeMap::new(),
             waiting_bytes: 0,
-            blocks: Vec::new(),
+            changed: made.is_some(),
+            blocks: made.unwrap_or_default(),
             progress: start.from.clone(),
-            changed: start.from.epoch == 0,
             moved: BTreeSet::new(),
             writers: seeds::writers(&start.plan),
             tables: start.plan.offline.iter().map(|table| table.name.as_str().into()).collect(),
@@ -288,19 +291,19 @@ impl Gathering {
             }
         }
         self.progress.committed.clear();
-        for writers in &self.writers {
+        for (writers, sink) in self.writers.iter().zip(&self.start.plan.sinks) {
             for part in 0..writers.count {
                 let slot = writers.first_slot + part;
                 if writers.commits_after_decision {
                     let committed = self.start.board.durable.of(slot);
-                    self.progress.committed.insert(effect_name(&writers.sink, part as u16), committed);
+                    self.progress.committed.insert(effect_name(&sink.path(), part as u16), committed);
                 } else if let Some(position) = self.start.board.durable.position(slot, epoch) {
                     self.changed |= self.progress.sinks.insert(writers.sink.clone(), position) != Some(position);
                 }
             }
         }
         for table in &self.start.plan.offline {
-            self.progress.committed.insert(effect_name(&table.name, 0), (self.start.offline)());
+            self.progress.committed.insert(effect_name(&table.path(), 0), (self.start.offline)());
         }
     }
 }

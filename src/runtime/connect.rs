@@ -82,8 +82,10 @@ pub struct Context {
 
 /// An operator's name, behaviour and number of output ports.
 pub struct Node {
-    /// The node's name: its state's, its metrics' and its rejects' stage.
+    /// The node's name: its metrics' and its rejects' stage.
     pub name: Arc<str>,
+    /// The name of its state in checkpoints, if it keeps one.
+    pub state: Option<Arc<str>>,
     /// What it does.
     pub operator: Rc<RefCell<dyn Operator>>,
     /// Number of output ports.
@@ -116,7 +118,9 @@ pub fn connect<'scope>(
     if node.polled {
         context.polled.borrow_mut().push(scope.activator_for(builder.operator_info().address));
     }
-    context.nodes.borrow_mut().push((node.name.clone(), node.operator.clone()));
+    if let Some(state) = &node.state {
+        context.nodes.borrow_mut().push((state.clone(), node.operator.clone()));
+    }
     let mut ports = Vec::new();
     let mut outputs: Vec<OutputBuilder<_, CapacityContainerBuilder<Vec<Parcel>>>> = Vec::new();
     for _ in 0..node.outputs + 1 {
@@ -183,7 +187,7 @@ struct Placed {
     watermarks: Arc<Watermarks>,
     ending: Arc<Ending>,
     meter: NodeMeter,
-    name: Arc<str>,
+    state: Option<Arc<str>>,
     ledger: SharedLedger,
     /// The node's number in the ledger.
     entry: usize,
@@ -204,7 +208,7 @@ impl Placed {
             meter: NodeMeter::new(&node.name, &context.meters, context.worker),
             entry: context.ledger.borrow_mut().register(),
             ledger: context.ledger.clone(),
-            name: node.name,
+            state: node.state,
             operator: node.operator,
             moved: context.moved.clone(),
         }
@@ -274,8 +278,11 @@ impl Placed {
     /// Leaves what the open epoch, which is closed now, has changed for its checkpoint.
     fn leave_changes(&mut self) {
         let mut ledger = self.ledger.borrow_mut();
-        let (name, epoch) = (&self.name, self.open);
-        self.operator.borrow_mut().save_changes(&mut |key_group, bytes| ledger.state(epoch, name, key_group, bytes));
+        let epoch = self.open;
+        if let Some(name) = &self.state {
+            let mut operator = self.operator.borrow_mut();
+            operator.save_changes(&mut |key_group, bytes| ledger.state(epoch, name, key_group, bytes));
+        }
         ledger.closed(self.entry, epoch);
     }
 

@@ -139,7 +139,7 @@ impl<'scope> Building<'_, 'scope> {
     /// An operator that looks at each row by itself.
     fn rowwise(&mut self, name: &str, input: usize, operator: Rc<RefCell<dyn Operator>>) -> Edge<'scope> {
         let edge = self.stream(input);
-        let node = Node { name: name.into(), operator, outputs: 1, order: Order::Arrival, polled: false };
+        let node = Node { name: name.into(), state: None, operator, outputs: 1, order: Order::Arrival, polled: false };
         let outgoing = connect(self.scope, self.context, node, vec![(edge, Routing::Stay)]);
         self.keep(outgoing).remove(0)
     }
@@ -164,6 +164,7 @@ impl<'scope> Building<'_, 'scope> {
         }
         let node = Node {
             name: group.name.as_str().into(),
+            state: Some(group.path().into()),
             operator: Rc::new(RefCell::new(group.operator())),
             outputs: group.readers.len() + 1,
             order: if self.bounded { Order::Ticks } else { Order::Arrival },
@@ -180,7 +181,15 @@ impl<'scope> Building<'_, 'scope> {
                 touched: Vec::new(),
                 owned: millstream_operators::key::groups_of(self.context.worker, self.context.workers),
             };
-            self.end(&format!("{}.online", group.name), publish, published.clone(), Routing::Stay, Order::Arrival);
+            let node = Node {
+                name: format!("{}.online", group.name).into(),
+                state: group.online.then(|| group.online_path().into()),
+                operator: Rc::new(RefCell::new(publish)),
+                outputs: 0,
+                order: Order::Arrival,
+                polled: false,
+            };
+            connect(self.scope, self.context, node, vec![(published.clone(), Routing::Stay)]);
         }
         edges
     }
@@ -201,7 +210,7 @@ impl<'scope> Building<'_, 'scope> {
                     tap.keep_in(self.context.ledger.clone());
                 }
                 let name = format!("{}.{what}", plan.streams[stream].name);
-                self.end(&name, tap, edge, Routing::Stay, Order::Arrival);
+                self.tap(&name, tap, edge);
             }
         }
     }
@@ -221,23 +230,16 @@ impl<'scope> Building<'_, 'scope> {
                 Some(output) => Rc::new(RefCell::new(Writing { output, ledger: self.context.ledger.clone() })),
                 None => Rc::new(RefCell::new(Elsewhere)),
             };
-            let node = Node { name: sink.name.as_str().into(), operator, outputs: 0, order, polled: true };
+            let node = Node { name: sink.name.as_str().into(), state: None, operator, outputs: 0, order, polled: true };
             connect(self.scope, self.context, node, vec![(edge, routing)]);
         }
     }
 
-    /// An operator at the end of an edge.
-    fn end<O: Operator + 'static>(
-        &mut self,
-        name: &str,
-        operator: O,
-        edge: Edge<'scope>,
-        routing: Routing,
-        order: Order,
-    ) {
-        let operator = Rc::new(RefCell::new(operator));
-        let node = Node { name: name.into(), operator, outputs: 0, order, polled: false };
-        connect(self.scope, self.context, node, vec![(edge, routing)]);
+    /// A tap at the end of an edge.
+    fn tap(&mut self, name: &str, tap: Tap, edge: Edge<'scope>) {
+        let operator = Rc::new(RefCell::new(tap));
+        let node = Node { name: name.into(), state: None, operator, outputs: 0, order: Order::Arrival, polled: false };
+        connect(self.scope, self.context, node, vec![(edge, Routing::Stay)]);
     }
 
     /// Keeps a node's rejects for the dead-letter sinks; gives its output edges.

@@ -28,7 +28,8 @@ use super::lanes::Lanes;
 use super::ledger::{Ledger, Word};
 use super::seeds::Opening;
 use super::shared::Watermarks;
-use crate::checkpoint::{Checkpoint, Store};
+use crate::change::{self, Change};
+use crate::checkpoint::{self, Block, Checkpoint, Definitions, Store};
 use crate::http::health::Health;
 use crate::offline::Begin;
 use crate::plan::Plan;
@@ -66,14 +67,15 @@ pub struct Job {
 }
 
 impl Job {
-    /// Starts a job, going on from its newest checkpoint if there is one.
+    /// Starts a job, going on from its newest checkpoint if there is one. `allowed` nodes may lose what it has of them, if the
+    /// plan asks for it.
     ///
     /// # Errors
-    /// If the checkpoint can't be taken up, a sink, model or table can't be opened, or a source refuses to start.
-    pub fn start(plan: Arc<Plan>, mode: Mode) -> anyhow::Result<Job> {
+    /// If the checkpoint can't be taken up, the plan would lose something of it, a sink, model or table can't be opened, or a source refuses to start.
+    pub fn start(plan: Arc<Plan>, mode: Mode, allowed: &[String]) -> anyhow::Result<Job> {
         let store = Store::open(&plan.folder.join(&plan.engine.state), &plan.name, &plan.hash);
         let mut store = store.context("take the state folder (`engine.state`)")?;
-        let checkpoint = store.load()?.unwrap_or_default();
+        let (checkpoint, made) = take_up(&mut store, &plan, mode, allowed)?;
         let first_epoch = checkpoint.progress.epoch + 1;
         let workers = plan.engine.workers;
         let cuts: Arc<Cuts> = Arc::default();
@@ -109,6 +111,7 @@ impl Job {
             board: board.clone(),
             store,
             from: checkpoint.progress.clone(),
+            made,
             cuts: matches!(mode, Mode::Bounded(_)).then(|| cuts.clone()),
             offline: lanes.offline_committed(),
         };
@@ -267,6 +270,31 @@ impl Job {
         }
         Ok(summary)
     }
+}
+
+/// Where the job goes on with its plan. If the plan is not that of the checkpoint, also what the first checkpoint with it has
+/// to bring beside the changes.
+fn take_up(
+    store: &mut Store,
+    plan: &Plan,
+    mode: Mode,
+    allowed: &[String],
+) -> anyhow::Result<(Checkpoint, Option<Vec<Block>>)> {
+    let Some(mut checkpoint) = store.load()? else {
+        let definitions = change::defined(&Definitions::new(), plan, 0);
+        let progress = checkpoint::Progress { definitions, ..checkpoint::Progress::default() };
+        return Ok((Checkpoint { progress, ..Checkpoint::default() }, Some(Vec::new())));
+    };
+    let bounded = mode != Mode::Live;
+    let change = Change::between(&checkpoint, plan, bounded)?;
+    change.permit(allowed)?;
+    if !change.is_none() {
+        change.log();
+    }
+    let before = checkpoint.progress.definitions.clone();
+    let made = change.apply(&mut checkpoint, plan, bounded);
+    let changed = !change.is_none() || checkpoint.progress.definitions != before;
+    Ok((checkpoint, changed.then_some(made)))
 }
 
 /// What the offline store may find of earlier runs.

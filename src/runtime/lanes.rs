@@ -304,7 +304,7 @@ fn slow_plan(plan: &Plan) -> SlowPlan {
             column_name: stream.schema.field(detector.column).name().clone(),
             condition: detector.condition.clone(),
             config: detector.detector.clone(),
-            hash: detector.hash.clone(),
+            state: detector.path(),
         }
     };
     let outcome = |outcome: &crate::plan::OutcomePlan| {
@@ -320,7 +320,7 @@ fn slow_plan(plan: &Plan) -> SlowPlan {
             label_key: outcome.label_key.clone(),
             value: outcome.value.clone(),
             window: outcome.window,
-            hash: outcome.hash.clone(),
+            state: outcome.path(),
         }
     };
     SlowPlan {

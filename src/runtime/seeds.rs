@@ -162,7 +162,7 @@ impl Opening<'_> {
             commits: Commits {
                 id: self.id.clone(),
                 decided: self.board.decided.clone(),
-                known: progress.committed.get(&effect_name(&sink.name, worker as u16)).copied().unwrap_or(0),
+                known: progress.committed.get(&effect_name(&sink.path(), worker as u16)).copied().unwrap_or(0),
                 pending,
             },
         };
@@ -177,7 +177,7 @@ impl Opening<'_> {
     pub fn settle_former_writers(&self) -> anyhow::Result<()> {
         for (sink, writers) in self.plan.sinks.iter().zip(writers(self.plan)) {
             for part in writers.count..=usize::from(u16::MAX) {
-                let known = self.from.progress.committed.contains_key(&effect_name(&sink.name, part as u16));
+                let known = self.from.progress.committed.contains_key(&effect_name(&sink.path(), part as u16));
                 if !known || !writers.commits_after_decision {
                     break;
                 }

@@ -11,7 +11,6 @@ use millstream_operators::Batch;
 use millstream_operators::drift::{self, Detector, Level, Signal, Verdict};
 use millstream_operators::expressions::Expression;
 use millstream_operators::state::rows;
-use serde::{Deserialize, Serialize};
 
 use super::order::EventOrder;
 use super::{ALL, DetectorPlan};
@@ -32,13 +31,6 @@ pub struct DetectorCounts {
     pub drifts: u64,
 }
 
-/// A detector's state, with the digest of the definition it was made with.
-#[derive(Serialize, Deserialize)]
-struct Saved {
-    definition: String,
-    detector: Vec<u8>,
-}
-
 struct Watching {
     plan: DetectorPlan,
     detector: Box<dyn Detector>,
@@ -54,7 +46,7 @@ pub struct Detectors {
 }
 
 impl Detectors {
-    /// Builds the detectors, with the states that were saved under the same definition.
+    /// Builds the detectors, with the states that a checkpoint has of them.
     ///
     /// # Errors
     /// If a detector's configuration is wrong, or its state does not decode.
@@ -62,8 +54,8 @@ impl Detectors {
         let mut all = Vec::new();
         for plan in plans {
             let mut detector = plan.config.build().with_context(|| format!("build detector `{}`", plan.name))?;
-            if let Some(state) = states.get(&plan.name).and_then(|state| state.get(&0)?.last()) {
-                restore(plan, detector.as_mut(), state)
+            if let Some(state) = states.get(&plan.state).and_then(|state| state.get(&0)?.last()) {
+                restore(detector.as_mut(), state)
                     .with_context(|| format!("take up the state of detector `{}`", plan.name))?;
             }
             let (plan, counts, series) = (plan.clone(), DetectorCounts::default(), Series::new(plan));
@@ -85,16 +77,13 @@ impl Detectors {
         (!signals.is_empty()).then(|| drift::to_batch(&signals))
     }
 
-    /// Gives the states that have changed since the last call, each by its detector's name as a row of key group 0.
+    /// Gives the states that have changed since the last call, each by the name of its state as a row of key group 0.
     pub fn save_changes(&mut self, give: &mut dyn FnMut(&str, Vec<u8>)) {
         for watching in self.all.iter_mut().filter(|watching| watching.changed) {
             watching.changed = false;
-            let saved = Saved { definition: watching.plan.hash.clone(), detector: watching.detector.save() };
             let mut writer = rows::Writer::default();
-            writer.put(b"detector", |bytes| {
-                bytes.extend(postcard::to_allocvec(&saved).expect("a vector takes what is written"));
-            });
-            give(&watching.plan.name, writer.finish());
+            writer.put(b"detector", |bytes| bytes.extend(watching.detector.save()));
+            give(&watching.plan.state, writer.finish());
         }
     }
 
@@ -104,15 +93,10 @@ impl Detectors {
     }
 }
 
-fn restore(plan: &DetectorPlan, detector: &mut dyn Detector, state: &[u8]) -> anyhow::Result<()> {
+fn restore(detector: &mut dyn Detector, state: &[u8]) -> anyhow::Result<()> {
     let row = rows::read(state).next().transpose().map_err(anyhow::Error::msg).context("decode it")?;
-    let saved: Saved =
-        postcard::from_bytes(row.and_then(|(_, value)| value).unwrap_or_default()).context("decode it")?;
-    if saved.definition != plan.hash {
-        tracing::warn!(detector = plan.name, "its definition has changed: it starts anew");
-        return Ok(());
-    }
-    Ok(detector.load(&saved.detector)?)
+    let (_, saved) = row.context("decode it")?;
+    Ok(detector.load(saved.unwrap_or_default())?)
 }
 
 impl Watching {

@@ -9,7 +9,7 @@
 //! Order does not matter: a label may come first. A corrected label takes the old one back and puts the new one in, and
 //! the difference flows through the join into the figures. What is older than the window is taken back the same way, so
 //! the figures are those of the window and memory is bounded by it; what comes too late for the window leaves it at once.
-//! Of several labels for a key the latest counts (by event time, then source, partition and offset); a null label takes
+//! Of several labels for a key the latest counts (by event time, then partition and offset); a null label takes
 //! the earlier ones back. Several predictions for a key all count. A prediction without a score or a key, and a label
 //! without a key, are skipped and counted.
 
@@ -54,8 +54,6 @@ const HEAD: u16 = KEY_GROUPS as u16;
 /// What an outcome remembers that belongs to no key.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Head {
-    /// Digest of the definition that the rest was made with.
-    definition: String,
     slices: Vec<String>,
     partitions: Vec<(String, i32)>,
 }
@@ -91,7 +89,7 @@ pub struct Outcomes {
 }
 
 impl Outcomes {
-    /// Builds the join on `worker` and puts back what was saved, if it was saved under the same definition.
+    /// Builds the join on `worker` and puts back what was saved.
     ///
     /// # Errors
     /// If the saved state does not decode.
@@ -129,11 +127,6 @@ impl Outcomes {
                 self.standing.load(*key_group, bytes)?;
             }
         }
-        if head.definition != self.plan.hash {
-            tracing::warn!(outcome = self.plan.name, "its definition has changed: it starts anew");
-            self.standing.clear();
-            return Ok(());
-        }
         self.slices = Slices::new(head.slices);
         self.partitions.names = head.partitions;
         self.standing.restored();
@@ -143,6 +136,11 @@ impl Outcomes {
     /// The outcome's name.
     pub fn name(&self) -> &str {
         &self.plan.name
+    }
+
+    /// The name of its state in checkpoints.
+    pub fn state(&self) -> &str {
+        &self.plan.state
     }
 
     /// Takes the rows of a completed epoch, by stream and in order.
@@ -245,7 +243,7 @@ impl Outcomes {
     pub fn save_changes(&mut self, give: &mut dyn FnMut(u16, Vec<u8>)) {
         self.standing.save_changes(give);
         let (slices, partitions) = (self.slices.names().to_vec(), self.partitions.names.clone());
-        let head = Head { definition: self.plan.hash.clone(), slices, partitions };
+        let head = Head { slices, partitions };
         let head = postcard::to_allocvec(&head).expect("a vector takes what is written");
         if head != self.given {
             let mut writer = rows::Writer::default();
@@ -274,7 +272,7 @@ impl Partitions {
         }
         let partition = self.known[number].unwrap_or_else(|| self.meet(order.partition(row)));
         self.known[number] = Some(partition);
-        Moment { event_time: row.event_time, source: row.source, partition, offset: row.offset }
+        Moment { event_time: row.event_time, partition, offset: row.offset }
     }
 
     fn meet(&mut self, (topic, number): &(Arc<str>, i32)) -> u32 {
@@ -286,8 +284,8 @@ impl Partitions {
     }
 
     /// What moments are ordered by.
-    fn place<'a>(&'a self, at: &Moment) -> (EventTime, u16, &'a (String, i32), i64) {
-        (at.event_time, at.source, &self.names[at.partition as usize], at.offset)
+    fn place<'a>(&'a self, at: &Moment) -> (EventTime, &'a (String, i32), i64) {
+        (at.event_time, &self.names[at.partition as usize], at.offset)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::runtime::ledger::Ledger;
 use crate::sources::Partitions;
 
 /// A detector that cannot use NaN, and that signals a rise of the level.
-fn plan(hash: &str) -> SlowPlan {
+fn plan() -> SlowPlan {
     let config = PageHinkleyConfig { threshold: 5.0, min_instances: 5, ..PageHinkleyConfig::default() };
     let detector = DetectorPlan {
         name: "level".into(),
@@ -22,7 +22,7 @@ fn plan(hash: &str) -> SlowPlan {
         column_name: "amount".into(),
         condition: None,
         config: DetectorKind::PageHinkley(config),
-        hash: hash.into(),
+        state: "drift.level".into(),
     };
     SlowPlan { workers: 2, detectors: vec![detector], outcomes: Vec::new() }
 }
@@ -101,33 +101,33 @@ fn values() -> Vec<(i64, f64)> {
 #[test]
 fn signals_do_not_depend_on_who_brought_the_rows() {
     let values = values();
-    let Ran { report, signals: one, .. } = run(plan("1"), &none(), 1, &[&values], |_| 0);
+    let Ran { report, signals: one, .. } = run(plan(), &none(), 1, &[&values], |_| 0);
     assert_eq!(one.len(), 1, "{one:?}");
     assert_eq!(report.detectors["level"].drifts, 1);
     let mut shuffled = values.clone();
     shuffled.reverse();
-    let other = run(plan("1"), &none(), 1, &[&shuffled], |i| i % 2).signals;
+    let other = run(plan(), &none(), 1, &[&shuffled], |i| i % 2).signals;
     // The offsets of the rows are the same, and so is all that a signal says.
     assert_eq!(one, other);
 }
 
 #[test]
-fn a_restart_goes_on_and_another_definition_starts_anew() {
+fn a_restart_goes_on() {
     let values = values();
     let (before, after) = values.split_at(21);
-    let whole = run(plan("1"), &none(), 1, &[before, after], |_| 0);
-    let first = run(plan("1"), &none(), 1, &[before], |_| 0);
+    let whole = run(plan(), &none(), 1, &[before, after], |_| 0);
+    let first = run(plan(), &none(), 1, &[before], |_| 0);
     assert_eq!(first.signals, Vec::<String>::new());
-    let second = run(plan("1"), &first.states, 2, &[after], |_| 0);
+    let second = run(plan(), &first.states, 2, &[after], |_| 0);
     assert_eq!((&second.signals, &second.states), (&whole.signals, &whole.states));
-    let anew = run(plan("2"), &first.states, 2, &[after], |_| 0);
-    assert_eq!(anew.signals, Vec::<String>::new(), "a level that never changed");
+    let anew = run(plan(), &none(), 2, &[after], |_| 0);
+    assert_eq!(anew.signals, Vec::<String>::new(), "without its state it sees a level that never changed");
 }
 
 #[test]
 fn what_a_detector_cannot_use_is_counted() {
     let values = [(1, 0.5), (2, f64::NAN), (3, f64::INFINITY), (4, 0.5)];
-    let report = run(plan("1"), &none(), 1, &[&values], |_| 0).report;
+    let report = run(plan(), &none(), 1, &[&values], |_| 0).report;
     let counts = DetectorCounts { values: 4, skipped: 2, warnings: 0, drifts: 0 };
     assert_eq!(report.detectors["level"], counts);
 }
@@ -136,8 +136,8 @@ fn what_a_detector_cannot_use_is_counted() {
 fn damaged_state_is_an_error() {
     let (sender, _signals) = unbounded();
     let (words, _heard) = unbounded();
-    let states = [("level".to_string(), NodeState::from([(0, vec![vec![9, 9]])]))].into();
+    let states = [("drift.level".to_string(), NodeState::from([(0, vec![vec![9, 9]])]))].into();
     let ledger = Ledger::new(0, 0, words);
-    let error = SlowLane::start(plan("1"), &states, 1, sender, ledger, Arc::default()).err().expect("it is refused");
+    let error = SlowLane::start(plan(), &states, 1, sender, ledger, Arc::default()).err().expect("it is refused");
     assert_eq!(error.to_string(), "take up the state of detector `level`");
 }

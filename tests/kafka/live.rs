@@ -41,7 +41,7 @@ fn check_checkpoints(service: &Service) {
     let contents = json("inspect");
     assert_eq!(contents["epoch"], json("list").as_array().unwrap().last().unwrap()["epoch"]);
     assert_eq!(
-        (&contents["job"], contents["nodes"]["spent"]["keys"].as_u64()),
+        (&contents["job"], contents["nodes"]["features.spent"]["keys"].as_u64()),
         (&service.run.clone().into(), Some(300))
     );
     let taken: i64 = (0..3)

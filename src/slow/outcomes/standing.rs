@@ -8,11 +8,10 @@ use millstream_operators::key::hash;
 use millstream_operators::state::{KeyedState, StateError};
 use serde::{Deserialize, Serialize};
 
-/// An event's place in the order of events, but for the names of partitions, which a number stands for here.
+/// An event's place in the order of its stream, but for the names of partitions, which a number stands for here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment {
     pub event_time: EventTime,
-    pub source: u16,
     /// In the outcome's own table, which goes into the checkpoint: the same in every run.
     pub partition: u32,
     pub offset: i64,
@@ -216,11 +215,6 @@ impl Standing {
     /// Gives what has changed since the last call, by key group.
     pub fn save_changes(&mut self, give: &mut dyn FnMut(u16, Vec<u8>)) {
         self.cases.save_changes(give);
-    }
-
-    /// Forgets everything, for good: the next changes say so.
-    pub fn clear(&mut self) {
-        self.cases.retain(|_, _| false);
     }
 
     /// Takes back rows of a key group, the oldest first.

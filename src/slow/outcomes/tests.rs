@@ -46,7 +46,7 @@ impl Event {
 }
 
 /// The label column's type, and the plan of an outcome over streams 0 and 1.
-fn plan(hash: &str) -> OutcomePlan {
+fn plan() -> OutcomePlan {
     let labels = Schema::new(vec![Field::new("id", DataType::Utf8, true), Field::new("y", DataType::Float64, true)]);
     OutcomePlan {
         name: "fraudulent".into(),
@@ -58,7 +58,7 @@ fn plan(hash: &str) -> OutcomePlan {
         label_key: vec![0],
         value: Expression::compile("y", &labels).expect("it compiles"),
         window: Millis(WINDOW),
-        hash: hash.into(),
+        state: "outcomes.fraudulent".into(),
     }
 }
 
@@ -172,7 +172,7 @@ proptest! {
     ) {
         timely::execute_directly(move |worker| {
             let (mut order, mut numbers) = process([0, 1]);
-            let mut outcomes = Outcomes::new(worker, &plan("1"), 1, None).expect("nothing to restore");
+            let mut outcomes = Outcomes::new(worker, &plan(), 1, None).expect("nothing to restore");
             let (mut all, mut now, mut watermark, mut offset) = (Vec::new(), 1_000, 0, 0);
             let mut saved = NodeState::new();
             for (number, (events, passed)) in epochs.into_iter().enumerate() {
@@ -195,7 +195,7 @@ proptest! {
                 if number == stop {
                     // The next process meets the topics in the other order.
                     (order, numbers) = process([1, 0]);
-                    outcomes = Outcomes::new(worker, &plan("1"), epoch + 1, Some(&saved)).expect("its own state");
+                    outcomes = Outcomes::new(worker, &plan(), epoch + 1, Some(&saved)).expect("its own state");
                     assert_eq!(text(&outcomes.quality()), text(&quality), "after a restart");
                     let mut again = NodeState::new();
                     keep_changes(&mut outcomes, &mut again);
@@ -229,7 +229,7 @@ fn label(key: u8, positive: bool, time: i64) -> Event {
 fn memory_is_that_of_the_window() {
     timely::execute_directly(|worker| {
         let (mut order, numbers) = process([0, 1]);
-        let mut outcomes = Outcomes::new(worker, &plan("1"), 1, None).expect("nothing to restore");
+        let mut outcomes = Outcomes::new(worker, &plan(), 1, None).expect("nothing to restore");
         let mut saved = NodeState::new();
         for epoch in 1..=400_u64 {
             let time = epoch as i64 * 10;
@@ -256,7 +256,7 @@ fn memory_is_that_of_the_window() {
 fn labels_are_counted_by_what_they_do() {
     timely::execute_directly(|worker| {
         let (mut order, numbers) = process([0, 1]);
-        let mut outcomes = Outcomes::new(worker, &plan("1"), 1, None).expect("nothing to restore");
+        let mut outcomes = Outcomes::new(worker, &plan(), 1, None).expect("nothing to restore");
         let withdrawn = Event { what: What::Label(None), ..label(1, true, 40) };
         let events = [
             [label(1, true, 10), label(2, false, 10)].to_vec(),
@@ -284,7 +284,7 @@ fn a_slice_that_the_window_has_left_says_so() {
     ::metrics::with_local_recorder(&recorder, || {
         timely::execute_directly(|worker| {
             let (mut order, numbers) = process([0, 1]);
-            let mut outcomes = Outcomes::new(worker, &plan("1"), 1, None).expect("nothing to restore");
+            let mut outcomes = Outcomes::new(worker, &plan(), 1, None).expect("nothing to restore");
             let events = [prediction(0, 0.9, 10), label(0, true, 10), prediction(3, 0.1, 10), label(3, false, 10)];
             let rows = batches(&events, numbers, &mut order);
             outcomes.epoch(worker, 1, &rows, 10, &mut order).expect("columns are as planned");
@@ -305,22 +305,11 @@ fn a_slice_that_the_window_has_left_says_so() {
 }
 
 #[test]
-fn state_of_another_definition_is_left_alone() {
+fn damaged_state_is_an_error() {
     timely::execute_directly(|worker| {
-        let (mut order, numbers) = process([0, 1]);
-        let mut outcomes = Outcomes::new(worker, &plan("1"), 1, None).expect("nothing to restore");
-        let rows = batches(&[prediction(0, 0.9, 10), label(0, true, 10)], numbers, &mut order);
-        outcomes.epoch(worker, 1, &rows, 10, &mut order).expect("columns are as planned");
         let mut saved = NodeState::new();
-        keep_changes(&mut outcomes, &mut saved);
-        let mut other = Outcomes::new(worker, &plan("2"), 2, Some(&saved)).expect("it starts anew");
-        assert!(other.quality().is_empty());
-        // What it takes from there is its own: the old state is gone from the checkpoint.
-        keep_changes(&mut other, &mut saved);
-        let third = Outcomes::new(worker, &plan("2"), 3, Some(&saved)).expect("its own state");
-        assert!(third.quality().is_empty());
         saved.insert(HEAD, vec![vec![255; 3]]);
-        let error = Outcomes::new(worker, &plan("1"), 2, Some(&saved)).err().expect("damaged").to_string();
+        let error = Outcomes::new(worker, &plan(), 2, Some(&saved)).err().expect("damaged").to_string();
         assert_eq!(error, "take up the state of outcome `fraudulent`");
     });
 }

@@ -1,0 +1,294 @@
+//! What a changed topology means for a job that has a checkpoint: which nodes go on, which begin, and what would be lost.
+//!
+//! State belongs to a node's name and definition. A node of the checkpoint that the plan has under the same name with the
+//! same definition is **kept**, whatever else has changed. One of another definition is **recomputed**: it begins empty,
+//! and new records fill it. A source, sink or table of another place is **replaced**. One that the plan lacks is **dropped**. What the checkpoint lacks is **new**.
+//!
+//! ```text
+//! checkpoint: features.card 5f0c…  features.shop a18b…  drift.amount 77d1…
+//! plan:       features.card 5f0c…  features.shop 0e42…                      features.city 3c9a…
+//!             keep                 recompute            drop                new
+//! ```
+//!
+//! Nothing is lost without a word: a start refuses a change that would lose something, until each node that loses is named.
+//! What can be lost is state, positions of sources, and outputs that are decided but maybe not yet where they belong: the
+//! records of a sink that is gone or writes elsewhere, the rows of a table likewise. A job that was stopped cleanly has
+//! none of the latter.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::checkpoint::report::NodeContents;
+use crate::checkpoint::{Block, Checkpoint, CheckpointError, Defined, Definitions, Kind, NodeState, Pending};
+use crate::plan::Plan;
+use crate::sources::{Positions, SourceKind};
+
+#[cfg(test)]
+mod tests;
+
+/// What becomes of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It goes on with what the checkpoint has of it.
+    Keep,
+    /// It begins.
+    New,
+    /// It is computed otherwise: what the checkpoint has of it is dropped, and new records fill it.
+    Recompute,
+    /// It reads from or writes to another place: what the checkpoint has on the old one is dropped.
+    Replace,
+    /// It is gone, and so is what the checkpoint has of it.
+    Drop,
+}
+
+/// A node of the plan or of the checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NodeChange {
+    /// Its section and name, such as `features.card`.
+    pub node: String,
+    /// What becomes of it.
+    pub verdict: Verdict,
+    /// What would be lost of it, in words; `None` if nothing would.
+    pub loses: Option<String>,
+}
+
+/// A plan beside a checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Change {
+    /// The checkpoint's epoch.
+    pub epoch: u64,
+    /// Every node that has state or an effect, in the plan or in the checkpoint.
+    pub nodes: Vec<NodeChange>,
+}
+
+impl Change {
+    /// Compares. `bounded` says that sources are read from files.
+    ///
+    /// # Errors
+    /// If the checkpoint's rows are cut.
+    pub fn between(checkpoint: &Checkpoint, plan: &Plan, bounded: bool) -> Result<Change, CheckpointError> {
+        let (was, is) = (&checkpoint.progress.definitions, plan.definitions());
+        let names: BTreeSet<&String> = was.keys().chain(is.keys()).filter(|node| !belongs_to_group(node)).collect();
+        let mut nodes = Vec::new();
+        for node in names {
+            let verdict = match (was.get(node), is.get(node)) {
+                (Some(was), Some(is)) if was.digest == *is => Verdict::Keep,
+                (Some(_), Some(_)) if is_end(node) => Verdict::Replace,
+                (Some(_), Some(_)) => Verdict::Recompute,
+                (None, _) => Verdict::New,
+                (Some(_), None) => Verdict::Drop,
+            };
+            let loses = match verdict {
+                Verdict::New => None,
+                Verdict::Keep => unread_positions(checkpoint, plan, node, bounded),
+                Verdict::Recompute | Verdict::Replace | Verdict::Drop => contents(checkpoint, node)?,
+            };
+            nodes.push(NodeChange { node: node.clone(), verdict, loses });
+        }
+        Ok(Change { epoch: checkpoint.progress.epoch, nodes })
+    }
+
+    /// Whether a job may go on with the plan.
+    ///
+    /// # Errors
+    /// The nodes that would lose something and are not `allowed` to, by name (`card`) or section and name
+    /// (`features.card`).
+    pub fn permit(&self, allowed: &[String]) -> Result<(), Refused> {
+        let is_allowed = |node: &str| {
+            let name = node.split_once('.').map_or(node, |(_, name)| name);
+            allowed.iter().any(|allowed| allowed == node || allowed == name)
+        };
+        let losing = self.nodes.iter().filter(|node| node.loses.is_some() && !is_allowed(&node.node));
+        let losing: Vec<NodeChange> = losing.cloned().collect();
+        match losing.is_empty() {
+            true => Ok(()),
+            false => Err(Refused { epoch: self.epoch, losing }),
+        }
+    }
+
+    /// Leaves in the checkpoint what the plan goes on with. Gives the state that is made of it anew, for the next checkpoint:
+    /// a further instance of a kept feature group has seen the same rows as the first, and begins with the same state.
+    pub fn apply(&self, checkpoint: &mut Checkpoint, plan: &Plan, bounded: bool) -> Vec<Block> {
+        let kept: BTreeSet<&str> =
+            self.nodes.iter().filter(|node| node.verdict == Verdict::Keep).map(|node| node.node.as_str()).collect();
+        let kept = |section: &str, name: &str| kept.contains(format!("{section}.{name}").as_str());
+        let progress = &mut checkpoint.progress;
+        let before = std::mem::take(&mut progress.definitions);
+        progress.definitions = defined(&before, plan, progress.epoch);
+        let digest = |definitions: &Definitions, node: &String| definitions.get(node).map(|node| node.digest.clone());
+        checkpoint.nodes.retain(|node, _| digest(&before, node) == digest(&progress.definitions, node));
+        checkpoint.outbox.retain(|(sink, _), _| kept("sinks", sink));
+        checkpoint.offline.retain(|table, _| kept("offline", table));
+        progress.sinks.retain(|sink, _| kept("sinks", sink));
+        progress.committed.retain(|effect, _| {
+            let (node, _) = effect.rsplit_once('/').unwrap_or((effect, ""));
+            node.split_once('.').is_some_and(|(section, name)| kept(section, name))
+        });
+        progress.positions.retain(|source, _| kept("sources", source));
+        progress.event_times.retain(|source, _| kept("sources", source));
+        for (name, topics) in topics(plan).into_iter().filter(|_| !bounded) {
+            let reads = |(topic, _): &(String, i32)| topics.contains(topic);
+            if let Some(positions) = progress.positions.get_mut(name) {
+                positions.0.retain(|partition, _| reads(partition));
+            }
+            if let Some(times) = progress.event_times.get_mut(name) {
+                times.retain(|partition, _| reads(partition));
+            }
+        }
+        let first = progress.epoch + 1;
+        let mut made = Vec::new();
+        for group in &plan.groups {
+            let (node, name) = (group.path(), group.name.split('#').next().unwrap_or_default());
+            let Some(state) = checkpoint.nodes.get(&format!("features.{name}")).filter(|_| belongs_to_group(&node))
+            else {
+                continue;
+            };
+            if !before.contains_key(&node) {
+                let state = state.clone();
+                made.extend(blocks(&node, first, &state));
+                checkpoint.nodes.insert(node, state);
+            }
+        }
+        made
+    }
+
+    /// Whether anything differs.
+    pub fn is_none(&self) -> bool {
+        self.nodes.iter().all(|node| node.verdict == Verdict::Keep && node.loses.is_none())
+    }
+
+    /// Says in the log what is kept, what begins and what is dropped.
+    pub fn log(&self) {
+        let named = |verdict| {
+            let nodes = self.nodes.iter().filter(|node| node.verdict == verdict);
+            nodes.map(|node| node.node.as_str()).collect::<Vec<_>>().join(" ")
+        };
+        let (keep, new) = (named(Verdict::Keep), named(Verdict::New));
+        let (recompute, replace, dropped) = (named(Verdict::Recompute), named(Verdict::Replace), named(Verdict::Drop));
+        tracing::info!(epoch = self.epoch, keep, new, recompute, replace, drop = dropped, "the topology has changed");
+        for NodeChange { node, loses, .. } in &self.nodes {
+            if let Some(lost) = loses {
+                tracing::warn!(node, lost, "dropped, as `--allow-drop` says");
+            }
+        }
+    }
+}
+
+/// The nodes of a job that begins at the end of `epoch` with the plan, where the nodes `before` were.
+pub fn defined(before: &Definitions, plan: &Plan, epoch: u64) -> Definitions {
+    let since = |node: &String, digest: &String| match before.get(node) {
+        Some(before) if before.digest == *digest => before.since,
+        _ => epoch,
+    };
+    let defined = |(node, digest): (String, String)| (node.clone(), Defined { since: since(&node, &digest), digest });
+    plan.definitions().into_iter().map(defined).collect()
+}
+
+/// The state of a node as blocks of `epoch`.
+fn blocks(node: &str, epoch: u64, state: &NodeState) -> Vec<Block> {
+    let name: Arc<str> = node.into();
+    let parts = state.iter().flat_map(|(part, all)| all.iter().map(|bytes| (*part, bytes.clone())));
+    parts.map(|(part, bytes)| Block { kind: Kind::State, name: name.clone(), part, epoch, bytes }).collect()
+}
+
+/// Whether a node is a further instance of a feature group (`features.card#2`) or its served features
+/// (`features.card.online`): what happens to it follows from the group.
+fn belongs_to_group(node: &str) -> bool {
+    node.split_once('.').is_some_and(|(_, name)| name.contains(['#', '.']))
+}
+
+/// Whether a node is where records come in or go out.
+fn is_end(node: &str) -> bool {
+    ["sources.", "sinks.", "offline."].iter().any(|section| node.starts_with(section))
+}
+
+/// The topics that each Kafka source reads.
+fn topics(plan: &Plan) -> BTreeMap<&str, &[String]> {
+    let topics = plan.sources().filter_map(|(stream, source)| match &source.kind {
+        SourceKind::Kafka(kafka) => Some((stream.name.as_str(), kafka.topics.as_slice())),
+        SourceKind::File(_) | SourceKind::Memory(_) => None,
+    });
+    topics.collect()
+}
+
+/// The positions of a kept source's topics that the plan does not read.
+fn unread_positions(checkpoint: &Checkpoint, plan: &Plan, node: &str, bounded: bool) -> Option<String> {
+    let name = node.strip_prefix("sources.").filter(|_| !bounded)?;
+    let read = topics(plan).remove(name)?;
+    let positions = checkpoint.progress.positions.get(name)?;
+    let unread = positions.0.iter().filter(|((topic, _), _)| !read.contains(topic));
+    in_words(&Positions(unread.map(|(partition, next)| (partition.clone(), *next)).collect()))
+}
+
+/// What a checkpoint has of a node, in words.
+fn contents(checkpoint: &Checkpoint, node: &str) -> Result<Option<String>, CheckpointError> {
+    let name = node.split_once('.').map_or(node, |(_, name)| name);
+    Ok(match node.split_once('.') {
+        Some(("sources", _)) => checkpoint.progress.positions.get(name).and_then(in_words),
+        Some(("sinks", _)) => {
+            let of_sink = checkpoint.outbox.iter().filter(|((sink, _), _)| sink == name);
+            waiting("records", of_sink.flat_map(|(_, pending)| pending))
+        }
+        Some(("offline", _)) => waiting("rows", checkpoint.offline.get(name).into_iter().flatten()),
+        _ => match checkpoint.nodes.get(node).map(|state| NodeContents::of(node, state)).transpose()? {
+            Some(state) if state.keys > 0 => Some(format!("{} keys, {} bytes of state", state.keys, state.bytes)),
+            _ => None,
+        },
+    })
+}
+
+fn in_words(positions: &Positions) -> Option<String> {
+    let each = positions.0.iter().map(|((topic, partition), next)| format!("{topic}/{partition} at {next}"));
+    let each: Vec<String> = each.collect();
+    (!each.is_empty()).then(|| format!("the positions {}", each.join(", ")))
+}
+
+fn waiting<'a>(what: &str, pending: impl Iterator<Item = &'a <Pending as IntoIterator>::Item>) -> Option<String> {
+    let (mut bytes, mut first, mut last) = (0, u64::MAX, 0);
+    for (epoch, block) in pending {
+        (bytes, first, last) = (bytes + block.len(), first.min(*epoch), last.max(*epoch));
+    }
+    (last > 0).then(|| {
+        format!("{bytes} bytes of {what} of epochs {first} to {last} that are decided and maybe not committed yet")
+    })
+}
+
+/// A start that would lose something.
+#[derive(Debug, thiserror::Error)]
+pub struct Refused {
+    epoch: u64,
+    losing: Vec<NodeChange>,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "the topology has changed since the checkpoint of epoch {}, and this would be lost:", self.epoch)?;
+        for NodeChange { node, loses, verdict } in &self.losing {
+            let why = match verdict {
+                Verdict::Drop => "is gone",
+                Verdict::Keep => "reads other topics",
+                Verdict::Replace => "is another place",
+                Verdict::New | Verdict::Recompute => "is defined otherwise",
+            };
+            writeln!(f, "  {node} {why}: {}", loses.as_deref().unwrap_or_default())?;
+        }
+        let effects = |node: &NodeChange| node.node.starts_with("sinks.") || node.node.starts_with("offline.");
+        if self.losing.iter().any(effects) {
+            writeln!(
+                f,
+                "A job that is stopped with SIGTERM has committed all outputs: start it with the old file, stop it, and then \
+                 change it."
+            )?;
+        }
+        let flags: Vec<String> = self.losing.iter().map(|node| format!("--allow-drop {}", node.node)).collect();
+        write!(
+            f,
+            "Put the old definitions back, let go of them with `{}`, or start anew with `--fresh`",
+            flags.join(" ")
+        )
+    }
+}

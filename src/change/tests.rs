@@ -1,0 +1,254 @@
+//! Pairs of topologies, and what becomes of each node between them.
+
+use std::path::Path;
+
+use super::*;
+use crate::checkpoint::{EventTimes, Progress, effect_name};
+use crate::topology::file::File;
+
+/// Two sources, a prepared stream, groups, a vector that reads one of them, a detector, an outcome, outputs.
+const BEFORE: &str = r#"
+version: 1
+name: job
+sources:
+  payments:
+    from: { kafka: { brokers: "a:9092", topics: [payments, refunds] } }
+    schema: { id: string, card: string, shop: string, amount: float64, label: int64 }
+  labels:
+    from: { kafka: { brokers: "a:9092", topics: [labels] } }
+    schema: { id: string, label: int64 }
+prepare:
+  paid: { from: payments, where: amount > 0 }
+features:
+  card:
+    from: paid
+    key: [card]
+    aggregates: [{ of: amount, ops: [count, sum], windows: [1h] }]
+  shop:
+    from: payments
+    key: [shop]
+    aggregates: [{ ops: [count], windows: [1h] }]
+vectors:
+  seen: { spine: paid, join: [{ features: card }] }
+drift:
+  amount: { from: paid, column: amount, detector: { page_hinkley: { threshold: 20 } } }
+sinks:
+  seen: { from: seen, to: { kafka: { brokers: "a:9092", topic: seen } } }
+  copy: { from: paid, to: { file: { path: out/copy.jsonl } } }
+offline:
+  seen: { from: seen, table: { delta: { path: lake/seen } } }
+"#;
+
+fn plan(text: &str) -> Plan {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("topology.yaml");
+    std::fs::write(&path, text).unwrap();
+    let file = File::open(&path);
+    let topology = file
+        .topology
+        .clone()
+        .unwrap_or_else(|| panic!("{}", file.report(&[], &[]).render(crate::topology::problem::Style::Plain)));
+    Plan::new(&topology, Path::new("/jobs/one")).unwrap_or_else(|errors| panic!("{errors:?}\n{text}"))
+}
+
+/// A checkpoint that has something of everything that the plan has, and of which no output is committed.
+fn checkpoint(plan: &Plan) -> Checkpoint {
+    let mut writer = millstream_operators::state::rows::Writer::default();
+    writer.put(b"key", |bytes| bytes.push(7));
+    let rows = writer.finish();
+    let mut progress =
+        Progress { epoch: 40, definitions: defined(&Definitions::new(), plan, 0), ..Progress::default() };
+    for (source, topics) in topics(plan) {
+        let at: BTreeMap<(String, i32), i64> = topics.iter().map(|topic| ((topic.clone(), 0), 5)).collect();
+        progress.event_times.insert(source.to_string(), at.clone() as EventTimes);
+        progress.positions.insert(source.to_string(), Positions(at));
+    }
+    let mut checkpoint = Checkpoint { progress, ..Checkpoint::default() };
+    for node in plan.definitions().into_keys() {
+        let (section, name) = node.split_once('.').unwrap();
+        match section {
+            "sinks" => drop(checkpoint.outbox.insert((name.to_string(), 0), vec![(40, vec![1, 2])])),
+            "offline" => drop(checkpoint.offline.insert(name.to_string(), vec![(39, vec![1, 2, 3])])),
+            "sources" => {}
+            _ => drop(checkpoint.nodes.insert(node.clone(), [(3, vec![rows.clone()])].into())),
+        }
+        if matches!(section, "sinks" | "offline") {
+            checkpoint.progress.committed.insert(effect_name(&node, 0), 38);
+        }
+    }
+    checkpoint.progress.sinks.insert("copy".to_string(), 100);
+    checkpoint
+}
+
+/// What is not kept, and what of the kept would be lost: `node verdict` or `node verdict (loses)`.
+fn verdicts(change: &Change) -> String {
+    let told = change.nodes.iter().filter(|node| node.verdict != Verdict::Keep || node.loses.is_some());
+    let told = told.map(|NodeChange { node, verdict, loses }| {
+        let verdict = format!("{verdict:?}").to_lowercase();
+        match loses {
+            Some(loses) => format!("{node} {verdict} ({loses})"),
+            None => format!("{node} {verdict}"),
+        }
+    });
+    told.collect::<Vec<_>>().join("\n")
+}
+
+const STATE: &str = "(1 keys, 6 bytes of state)";
+
+/// (what is replaced, by what, verdicts)
+fn cases() -> Vec<(&'static str, &'static str, String)> {
+    let epochs = |what: &str, bytes, epoch| {
+        format!("({bytes} bytes of {what} of epochs {epoch} to {epoch} that are decided and maybe not committed yet)")
+    };
+    let outbox = epochs("records", 2, 40);
+    let rows = epochs("rows", 3, 39);
+    vec![
+        // How the job runs and how brokers are reached is no part of any definition.
+        ("name: job", "name: job\nengine: { workers: 4, epoch: 50ms, http: off, state: other }", String::new()),
+        (
+            "brokers: \"a:9092\", topics: [labels]",
+            "brokers: \"b:9093\", topics: [labels], options: { sasl.password: x }",
+            String::new(),
+        ),
+        (
+            "to: { kafka: { brokers: \"a:9092\", topic: seen }",
+            "to: { kafka: { brokers: \"c:1\", topic: seen, linger: 5ms }",
+            String::new(),
+        ),
+        // What goes out is encoded when it is decided: other columns go to the same place.
+        ("{ from: seen, to: { kafka", "{ from: seen, select: { a: amount }, to: { kafka", String::new()),
+        // New nodes.
+        (
+            "vectors:",
+            "  city: { from: payments, key: [id], aggregates: [{ ops: [count], windows: [1h] }] }\nvectors:",
+            "features.city new".into(),
+        ),
+        ("sinks:\n", "sinks:\n  more: { from: labels, to: { stdout: {} } }\n", "sinks.more new".into()),
+        // Nodes that are gone.
+        (
+            "drift:\n  amount: { from: paid, column: amount, detector: { page_hinkley: { threshold: 20 } } }\n",
+            "",
+            format!("drift.amount drop {STATE}"),
+        ),
+        (
+            "  seen: { from: seen, to: { kafka: { brokers: \"a:9092\", topic: seen } } }\n",
+            "",
+            format!("sinks.seen drop {outbox}"),
+        ),
+        // A node of another definition, and what reads it.
+        ("threshold: 20", "threshold: 30", format!("drift.amount recompute {STATE}")),
+        (
+            "{ ops: [count], windows: [1h] }",
+            "{ ops: [count], windows: [2h] }",
+            format!("features.shop recompute {STATE}"),
+        ),
+        (
+            "where: amount > 0",
+            "where: amount > 1",
+            format!("drift.amount recompute {STATE}\nfeatures.card recompute {STATE}"),
+        ),
+        // Outputs that go elsewhere while the checkpoint has some on their way.
+        ("topic: seen }", "topic: elsewhere }", format!("sinks.seen replace {outbox}")),
+        ("topic: seen }", "topic: seen, delivery: at_least_once }", format!("sinks.seen replace {outbox}")),
+        ("path: lake/seen", "path: lake/new", format!("offline.seen replace {rows}")),
+        ("path: out/copy.jsonl", "path: out/other.jsonl", format!("sinks.copy replace {}", epochs("records", 2, 40))),
+        // Positions.
+        ("topics: [payments, refunds]", "topics: [payments, more, refunds]", String::new()),
+        (
+            "topics: [payments, refunds]",
+            "topics: [payments]",
+            "sources.payments keep (the positions refunds/0 at 5)".into(),
+        ),
+        (
+            "kafka: { brokers: \"a:9092\", topics: [labels] }",
+            "file: { paths: [labels.jsonl] }",
+            "sources.labels replace (the positions labels/0 at 5)".into(),
+        ),
+        ("  labels:\n", "  marks:\n", "sources.labels drop (the positions labels/0 at 5)\nsources.marks new".into()),
+    ]
+}
+
+#[test]
+fn each_change_has_its_verdicts() {
+    let before = plan(BEFORE);
+    let checkpoint = checkpoint(&before);
+    assert_eq!(verdicts(&Change::between(&checkpoint, &before, false).unwrap()), "");
+    for (old, new, expected) in cases() {
+        assert!(BEFORE.contains(old), "{old}");
+        let after = plan(&BEFORE.replacen(old, new, 1));
+        let change = Change::between(&checkpoint, &after, false).unwrap();
+        assert_eq!(verdicts(&change), expected, "{old} -> {new}");
+    }
+}
+
+#[test]
+fn a_start_takes_up_what_is_kept_and_nothing_else() {
+    let before = plan(BEFORE);
+    for (old, new, _) in cases() {
+        let after = plan(&BEFORE.replacen(old, new, 1));
+        let mut taken = checkpoint(&before);
+        let change = Change::between(&taken, &after, false).unwrap();
+        assert_eq!(change.apply(&mut taken, &after, false), Vec::new());
+        // What is taken up of a checkpoint of everything is what there would be of the nodes that are kept.
+        let mut expected = checkpoint(&before);
+        let kept = |node: &str| change.nodes.iter().any(|n| n.node == node && n.verdict == Verdict::Keep);
+        expected.nodes.retain(|node, _| kept(node.trim_end_matches(".online")));
+        expected.outbox.retain(|(sink, _), _| kept(&format!("sinks.{sink}")));
+        expected.offline.retain(|table, _| kept(&format!("offline.{table}")));
+        let progress = &mut expected.progress;
+        progress.sinks.retain(|sink, _| kept(&format!("sinks.{sink}")));
+        progress.committed.retain(|effect, _| kept(effect.trim_end_matches("/0")));
+        progress.positions.retain(|source, _| kept(&format!("sources.{source}")));
+        progress.event_times.retain(|source, _| kept(&format!("sources.{source}")));
+        if new == "topics: [payments]" {
+            progress.positions.get_mut("payments").unwrap().0.remove(&("refunds".to_string(), 0));
+            progress.event_times.get_mut("payments").unwrap().remove(&("refunds".to_string(), 0));
+        }
+        let since = |node: &String| if kept(node.trim_end_matches(".online")) { 0 } else { 40 };
+        let defined = |(node, digest): (String, String)| (node.clone(), Defined { since: since(&node), digest });
+        progress.definitions = after.definitions().into_iter().map(defined).collect();
+        assert_eq!(taken, expected, "{old} -> {new}");
+    }
+}
+
+#[test]
+fn a_loss_is_refused_until_it_is_allowed_by_name() {
+    let checkpoint = checkpoint(&plan(BEFORE));
+    let after = plan(&BEFORE.replacen("where: amount > 0", "where: amount > 1", 1));
+    let change = Change::between(&checkpoint, &after, false).unwrap();
+    let allowed = |names: &[&str]| change.permit(&names.iter().map(ToString::to_string).collect::<Vec<_>>());
+    let refused = allowed(&["card", "nothing"]).unwrap_err().to_string();
+    let expected = "the topology has changed since the checkpoint of epoch 40, and this would be lost:\n  \
+                    drift.amount is defined otherwise: 1 keys, 6 bytes of state\nPut the old definitions back, let go of \
+                    them with `--allow-drop drift.amount`, or start anew with `--fresh`";
+    assert_eq!(refused, expected);
+    assert!(allowed(&["card", "amount"]).is_ok() && allowed(&["features.card", "drift.amount"]).is_ok());
+    assert!(allowed(&["features.amount", "card"]).is_err(), "of another section");
+    let after = plan(&BEFORE.replacen("topic: seen }", "topic: elsewhere }", 1));
+    let refused = Change::between(&checkpoint, &after, false).unwrap().permit(&[]).unwrap_err().to_string();
+    assert!(refused.contains("stopped with SIGTERM") && refused.contains("--allow-drop sinks.seen"), "{refused}");
+}
+
+/// A second instance has seen what the first has: it begins with the same state, which the next checkpoint must bring.
+#[test]
+fn a_further_instance_of_a_group_begins_with_the_state_of_the_first() {
+    let twice = BEFORE.replacen("vectors:", "vectors:\n  again: { spine: paid, join: [{ features: card }] }", 1);
+    let (once, twice) = (plan(BEFORE), plan(&twice));
+    let mut taken = checkpoint(&once);
+    let change = Change::between(&taken, &twice, false).unwrap();
+    assert!(change.is_none(), "{change:?}");
+    let made = change.apply(&mut taken, &twice, false);
+    assert_eq!(taken.nodes["features.card#2"], taken.nodes["features.card"]);
+    let state = &taken.nodes["features.card"][&3][0];
+    let block = Block { kind: Kind::State, name: "features.card#2".into(), part: 3, epoch: 41, bytes: state.clone() };
+    assert_eq!(made, [block]);
+    assert_eq!(taken.progress.definitions["features.card#2"].since, 40);
+    // The first is left alone when the second goes.
+    let mut taken = checkpoint(&twice);
+    let change = Change::between(&taken, &once, false).unwrap();
+    assert!(change.is_none() && change.apply(&mut taken, &once, false).is_empty());
+    assert_eq!(
+        taken.nodes.keys().collect::<Vec<_>>(),
+        ["drift.amount", "features.card", "features.card.online", "features.shop", "features.shop.online"]
+    );
+}

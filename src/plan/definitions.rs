@@ -1,0 +1,99 @@
+//! What a checkpoint has to know of a plan: which nodes have state or an effect, and what each is defined as.
+//!
+//! A node of the dataflow is defined by its own text and by what it reads, up to the sources: a feature that was computed
+//! from other rows is another feature. An output is defined by where it writes alone: what is on its way there is encoded
+//! already.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::planner::digest;
+use super::{DetectorPlan, GroupPlan, OfflinePlan, OutcomePlan, Plan, SinkPlan};
+use crate::offline::TableKind;
+use crate::sinks::SinkKind;
+
+impl Plan {
+    /// Digests of the definitions of all nodes that have state or an effect, by section and name.
+    pub fn definitions(&self) -> BTreeMap<String, String> {
+        let sources =
+            self.sources().map(|(stream, source)| (source_path(&stream.name), digest(&(), &source.kind.kind_name())));
+        let groups = self.groups.iter().map(|group| (group.path(), group.hash.clone()));
+        let online = self.groups.iter().filter(|group| group.online);
+        let online = online.map(|group| (group.online_path(), group.hash.clone()));
+        let detectors = self.detectors.iter().map(|detector| (detector.path(), detector.hash.clone()));
+        let outcomes = self.outcomes.iter().map(|outcome| (outcome.path(), outcome.hash.clone()));
+        let sinks = self.sinks.iter().map(|sink| (sink.path(), self.sink_digest(&sink.kind)));
+        let tables = self.offline.iter().map(|table| (table.path(), self.table_digest(&table.table)));
+        sources.chain(groups).chain(online).chain(detectors).chain(outcomes).chain(sinks).chain(tables).collect()
+    }
+
+    /// A sink is where it writes and when it commits. How brokers are reached may change from start to start.
+    fn sink_digest(&self, kind: &SinkKind) -> String {
+        match kind {
+            SinkKind::Kafka(kafka) => digest(&kind.kind_name(), &(&kafka.topic, kafka.delivery)),
+            SinkKind::File(file) => digest(&kind.kind_name(), &self.beside_state(&file.path)),
+            SinkKind::Stdout(_) | SinkKind::Memory(_) => digest(&kind.kind_name(), &()),
+        }
+    }
+
+    fn table_digest(&self, kind: &TableKind) -> String {
+        match kind {
+            TableKind::Delta(delta) => digest(&kind.kind_name(), &self.beside_state(&delta.path)),
+        }
+    }
+
+    /// A path as seen from the folder that the state folder is in, so that both may be moved together.
+    fn beside_state(&self, path: &str) -> String {
+        let state = self.folder.join(&self.engine.state);
+        let whole = self.folder.join(path);
+        let inside = state.parent().and_then(|around| whole.strip_prefix(around).ok());
+        inside.unwrap_or(Path::new(path)).to_string_lossy().into_owned()
+    }
+}
+
+/// The section and name of source `name`.
+pub fn source_path(name: &str) -> String {
+    format!("sources.{name}")
+}
+
+impl GroupPlan {
+    /// Its section and name, which is also the name of its state.
+    pub fn path(&self) -> String {
+        format!("features.{}", self.name)
+    }
+}
+
+impl GroupPlan {
+    /// The name of the state of its served features.
+    pub fn online_path(&self) -> String {
+        format!("{}.online", self.path())
+    }
+}
+
+impl DetectorPlan {
+    /// Its section and name, which is also the name of its state.
+    pub fn path(&self) -> String {
+        format!("drift.{}", self.name)
+    }
+}
+
+impl OutcomePlan {
+    /// Its section and name, which is also the name of its state.
+    pub fn path(&self) -> String {
+        format!("outcomes.{}", self.name)
+    }
+}
+
+impl SinkPlan {
+    /// Its section and name.
+    pub fn path(&self) -> String {
+        format!("sinks.{}", self.name)
+    }
+}
+
+impl OfflinePlan {
+    /// Its section and name.
+    pub fn path(&self) -> String {
+        format!("offline.{}", self.name)
+    }
+}
