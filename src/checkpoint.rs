@@ -6,33 +6,33 @@
 //!
 //! ```text
 //! state/lock                      held by the running job, so that there is only one
-//! state/generation                how often the job has been started
-//! state/seg/<generation>-<epoch>.seg   blocks of what changed, epoch after epoch, each with its checksum
-//! state/seg/base-<epoch>.seg      the state of all nodes at the end of an epoch, merged from what was before
-//! state/manifest/<epoch>.json     the rest, readable, with the names, lengths and checksums of the segments
+//! state/manifest/<number>.json    what is readable, with the names, lengths and checksums of the segments
+//! state/seg/<start>-<number>.seg  blocks of what changed, epoch after epoch, each with its checksum
+//! state/seg/base-<start>-<number>.seg   the state of all nodes at the end of an epoch, merged from what was before
 //! ```
 //!
-//! **The manifest is the only commit point.** Blocks are appended to the segment and synced first, then the manifest appears
-//! under its name at once and only if there is none of that name. A crash before leaves the checkpoint before. Everything
-//! outside (Kafka transactions, Delta commits) follows the manifest and is done again from the outbox if a crash came in
-//! between. Loading takes the newest manifest and checks every byte; what is wrong with it is an error with the name of the
-//! file and the block, never a silent step back to an older one, which would repeat output.
+//! **The manifest is the only commit point.** Blocks are written and synced first, then the manifest appears under its name
+//! at once and only if there is none of that name. A crash before leaves the checkpoint before. Everything outside (Kafka
+//! transactions, Delta commits) follows the manifest and is done again from the outbox if a crash came in between. Loading
+//! takes the newest manifest and checks every byte; what is wrong with it is an error with the name of the file and the
+//! block, never a silent step back to an older one, which would repeat output.
+//!
+//! **Manifests are numbered without a gap**, and a start begins with one of its own (`start.rs`): of two copies of a job
+//! only one can publish the next number, and the other ends.
 //!
 //! A checkpoint costs what has changed since the one before. A thread of its own merges changes into a new base when there
 //! are about as many of them as there is state, and files that no kept manifest names are removed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::fs::File;
 use std::sync::Arc;
 
 use crate::sources::Positions;
 use compact::Compaction;
-use error::tried;
 use manifest::Manifest;
-use segment::{Appender, Summary};
-use start::{lock, new_id, next_generation};
+use segment::{Appender, Mark, Summary};
+use start::{claim, first, new_id};
+use storage::{Created, Storage};
 
 mod compact;
 mod definitions;
@@ -41,10 +41,13 @@ mod manifest;
 pub mod report;
 mod segment;
 mod start;
+mod storage;
+mod sweep;
 
 pub use definitions::{Defined, Definitions};
 pub use error::CheckpointError;
 pub use manifest::Base;
+pub use storage::Place;
 
 /// The format this build writes and reads.
 pub const FORMAT: u32 = 3;
@@ -122,73 +125,83 @@ pub struct Checkpoint {
     pub offline: BTreeMap<String, Pending>,
 }
 
-/// A job's state folder, locked for as long as this lives.
+/// The checkpoints of a job that this process has taken over.
 #[derive(Debug)]
 pub struct Store {
-    folder: PathBuf,
+    place: Place,
     job: String,
     topology: String,
     id: String,
+    /// Tells this start of the job from all others.
+    writer: String,
     generation: u64,
+    /// The number of the manifest with which this start took over.
+    claim: u64,
+    /// The number of the newest manifest.
+    sequence: u64,
+    /// Segments that this start has made.
+    segments: u64,
     base: Option<Base>,
     /// Segments that the next manifest names, oldest first, without the open one.
     closed: Vec<Summary>,
     open: Option<Appender>,
-    /// The files that each kept manifest names.
+    /// The files that each kept manifest names, by its number.
     kept: VecDeque<(u64, BTreeSet<String>)>,
     compaction: Option<Compaction>,
     swept: bool,
-    _lock: File,
+    /// Where the storage has locks.
+    lock: Option<File>,
 }
 
 impl Store {
-    /// Takes the state folder of `job`, making it if it is not there. `topology` is the digest of all its definitions, for
+    /// Takes over `job` at a place, making it ready if nothing is there. `topology` is the digest of all its definitions, for
     /// the readers of manifests.
     ///
     /// # Errors
-    /// If another process holds it, or the file system refuses.
-    pub fn open(folder: &Path, job: &str, topology: &str) -> Result<Store, CheckpointError> {
-        for folder in [folder.join("manifest"), folder.join("seg")] {
-            tried(fs::create_dir_all(&folder), "make", &folder)?;
-        }
-        let lock = lock(folder)?;
-        let generation = next_generation(folder)?;
+    /// If another process holds it, it can't be read or written, or the newest checkpoint is of another job or another
+    /// format, or damaged.
+    pub fn open(place: &Place, job: &str, topology: &str) -> Result<Store, CheckpointError> {
+        let storage = &*place.0;
+        let lock = storage.lock()?;
+        let writer = new_id();
+        let claimed = claim(storage, &writer, |before| {
+            let before = before.map(|sequence| Manifest::read(storage, sequence)).transpose()?;
+            let Some(before) = before else { return Ok(Some(first(job, topology, 1))) };
+            // It was there a moment ago: another copy publishes.
+            let Some(mut before) = before else { return Ok(None) };
+            before.generation += 1;
+            if before.epoch == 0 {
+                return Ok(Some(first(job, topology, before.generation)));
+            }
+            let path = storage.name(&manifest::key(before.sequence));
+            if before.job != job {
+                return Err(CheckpointError::OtherJob { path, found: before.job, wanted: job.to_string() });
+            }
+            Ok(Some(before))
+        })?;
+        let manifest = claimed.manifest;
+        let kept = claimed.before.into_iter().chain([manifest.sequence]).map(|sequence| (sequence, manifest.files()));
         Ok(Store {
-            folder: folder.to_path_buf(),
+            place: place.clone(),
             job: job.to_string(),
             topology: topology.to_string(),
-            id: new_id(),
-            generation,
-            base: None,
-            closed: Vec::new(),
+            writer,
+            generation: manifest.generation,
+            claim: manifest.sequence,
+            sequence: manifest.sequence,
+            segments: 0,
             open: None,
-            kept: VecDeque::new(),
+            kept: kept.collect(),
+            id: manifest.id,
+            base: manifest.base,
+            closed: manifest.segments,
             compaction: None,
             swept: false,
-            _lock: lock,
+            lock,
         })
     }
 
-    /// Removes all checkpoints of a state folder, and nothing else that may lie there.
-    ///
-    /// # Errors
-    /// If another process holds it, or the file system refuses.
-    pub fn forget(folder: &Path) -> Result<(), CheckpointError> {
-        if !folder.exists() {
-            return Ok(());
-        }
-        let _lock = lock(folder)?;
-        // Manifests go first: a segment without a manifest is nothing.
-        for folder in [folder.join("manifest"), folder.join("seg")] {
-            match fs::remove_dir_all(&folder) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                result => tried(result, "remove", &folder)?,
-            }
-        }
-        Ok(())
-    }
-
-    /// How often the job has been started in this folder.
+    /// How often the job has been started here.
     pub fn generation(&self) -> u64 {
         self.generation
     }
@@ -201,114 +214,116 @@ impl Store {
     /// The newest checkpoint, every byte of it checked; `None` if the job has none.
     ///
     /// # Errors
-    /// If it is damaged, of another job or of another format.
-    pub fn load(&mut self) -> Result<Option<Checkpoint>, CheckpointError> {
-        let Some(epoch) = epochs(&self.folder)?.pop() else { return Ok(None) };
-        let manifest = Manifest::read(&self.folder, epoch)?;
-        let path = manifest_path(&self.folder, epoch).display().to_string();
-        if manifest.job != self.job {
-            let (found, wanted) = (manifest.job, self.job.clone());
-            return Err(CheckpointError::OtherJob { path, found, wanted });
-        }
-        let checkpoint = assemble(&self.folder, &manifest)?;
-        self.id.clone_from(&manifest.id);
-        self.kept = VecDeque::from([(epoch, manifest.files())]);
-        (self.base, self.closed) = (manifest.base, manifest.segments);
-        Ok(Some(checkpoint))
+    /// If it is damaged.
+    pub fn load(&self) -> Result<Option<Checkpoint>, CheckpointError> {
+        let storage = &*self.place.0;
+        let manifest = Manifest::read(storage, self.sequence)?;
+        let Some(manifest) = manifest.filter(|manifest| manifest.writer == self.writer) else {
+            return Err(CheckpointError::TakenOver { path: storage.name(&manifest::key(self.sequence)) });
+        };
+        if manifest.epoch == 0 { Ok(None) } else { assemble(storage, &manifest).map(Some) }
     }
 
     /// Makes a new checkpoint: what has been, with `blocks` for what changed since the one before. When this returns, it is
     /// durable and the newest.
     ///
     /// # Errors
-    /// If there is one of the same epoch, or the file system refuses: the checkpoint before stays the newest, and the call
-    /// may be repeated with the same blocks and more.
+    /// If another copy of the job has taken over, or the storage refuses: the checkpoint before stays the newest, and the
+    /// call may be repeated with the same blocks and more.
     pub fn publish(&mut self, progress: &Progress, blocks: &[Block]) -> Result<Published, CheckpointError> {
-        let path = manifest_path(&self.folder, progress.epoch);
-        if path.exists() {
-            return Err(CheckpointError::Exists { path: path.display().to_string() });
-        }
         let before = self.open.as_ref().map(Appender::mark);
-        let bytes = self.append(progress.epoch, blocks)?;
-        let published = self.publish_manifest(progress, &path);
-        if published.is_err() {
-            // Without a manifest the blocks are nothing, and the next try brings them again.
-            match (&mut self.open, before) {
-                (Some(open), Some(mark)) if mark.is_of(open) => open.back_to(&mark),
-                _ => self.open = None,
+        let bytes = self.append(blocks)?;
+        let text = match self.publish_manifest(progress) {
+            Ok(text) => text,
+            Err(Refused { error, in_doubt }) => {
+                self.take_back(before, in_doubt);
+                return Err(error);
             }
+        };
+        match self.sweep() {
+            // The checkpoint is made, come what may, and what is left is seen to by a later start.
+            Err(error) if error.may_pass() => tracing::warn!(%error, "files that are not needed could not be removed"),
+            result => result?,
         }
-        let text = published?;
-        self.sweep()?;
         self.compact(progress)?;
         Ok(Published { bytes: bytes + text })
     }
 
-    /// Writes the manifest of everything that has been appended; gives its length.
-    fn publish_manifest(&mut self, progress: &Progress, path: &Path) -> Result<u64, CheckpointError> {
-        self.take_base()?;
-        self.drop_covered(&progress.committed);
-        let open = self.open.iter().map(Appender::summary);
-        let manifest = Manifest::new(
-            (&self.job, &self.id, &self.topology, self.generation),
-            progress,
-            self.base.clone(),
-            self.closed.iter().cloned().chain(open).collect(),
-        );
-        let files = manifest.files();
-        let text = manifest.text();
-        let draft = path.with_extension("tmp");
-        let mut file = tried(File::create(&draft), "make", &draft)?;
-        tried(file.write_all(&text).and_then(|()| file.sync_all()), "write", &draft)?;
-        // A link, unlike a rename, never replaces: two writers can't both believe that theirs is the checkpoint.
-        match fs::hard_link(&draft, path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(CheckpointError::Exists { path: path.display().to_string() });
-            }
-            result => tried(result, "publish", path)?,
+    /// Without a manifest the blocks are nothing, and the next try brings them again. If the manifest may be there after all,
+    /// its blocks stay where they are.
+    fn take_back(&mut self, before: Option<Mark>, in_doubt: bool) {
+        match (&mut self.open, before) {
+            (Some(open), Some(mark)) if mark.is_of(open) && in_doubt => open.close_at(&mark),
+            (Some(open), Some(mark)) if mark.is_of(open) => open.cut_to(&mark),
+            _ => self.open = None,
         }
-        sync_folder(&self.folder, "manifest")?;
-        tried(fs::remove_file(&draft), "remove", &draft)?;
-        self.kept.push_back((progress.epoch, files));
-        Ok(text.len() as u64)
     }
 
-    /// Appends blocks to the open segment and syncs it.
-    fn append(&mut self, epoch: u64, blocks: &[Block]) -> Result<u64, CheckpointError> {
+    /// Writes the manifest of everything that has been appended; gives its length.
+    fn publish_manifest(&mut self, progress: &Progress) -> Result<u64, Refused> {
+        self.take_base();
+        self.drop_covered(&progress.committed);
+        let open = self.open.iter().map(Appender::summary);
+        let segments = self.closed.iter().cloned().chain(open).collect();
+        let job = (&*self.job, &*self.id, &*self.topology);
+        let manifest = Manifest::new(job, progress, self.base.clone(), segments);
+        let files = manifest.files();
+        // An earlier try may have come through although it seemed to fail. It is one more checkpoint, and this is the next.
+        for _ in 0..TRIES {
+            let sequence = self.sequence + 1;
+            let manifest = manifest.clone().stamped(sequence, self.generation, &self.writer);
+            let (key, text) = (manifest::key(sequence), manifest.text());
+            let sure = |error| Refused { error, in_doubt: false };
+            let found = match self.place.0.create(&key, &text).map_err(sure)? {
+                Created::New => None,
+                Created::Taken(found) if found == text => None,
+                Created::Taken(found) => Some(found),
+                Created::Unknown(error) => return Err(Refused { error, in_doubt: true }),
+            };
+            let Some(found) = found else {
+                self.sequence = sequence;
+                self.kept.push_back((sequence, files));
+                return Ok(text.len() as u64);
+            };
+            match Manifest::parse(&found) {
+                Ok(found) if found.writer == self.writer => {
+                    self.sequence = sequence;
+                    self.kept.push_back((sequence, found.files()));
+                }
+                _ => return Err(sure(CheckpointError::TakenOver { path: self.place.0.name(&key) })),
+            }
+        }
+        Err(Refused { error: CheckpointError::TakenOver { path: self.place.0.name("manifest") }, in_doubt: false })
+    }
+
+    /// Appends blocks to the open segment and makes them durable.
+    fn append(&mut self, blocks: &[Block]) -> Result<u64, CheckpointError> {
         if blocks.is_empty() {
             return Ok(0);
         }
-        let mut made = false;
-        if self.open.as_ref().is_none_or(Appender::is_broken) {
-            self.closed.extend(self.open.take().filter(Appender::has_blocks).map(|open| open.summary()));
-            let name = format!("{}-{epoch}.seg", self.generation);
-            let path = self.folder.join("seg").join(&name);
-            self.open = Some(tried(Appender::create(&path, &name), "make", &path)?);
-            made = true;
+        if self.open.as_ref().is_none_or(Appender::is_closed) {
+            self.close();
+            self.open = Some(Appender::create(&*self.place.0, &self.segment_name())?);
+            self.segments += 1;
         }
-        let Some(open) = &mut self.open else { return Ok(0) };
-        let path = self.folder.join("seg").join(open.name());
-        let written = tried(open.append(blocks), "write", &path)?;
-        if made {
-            sync_folder(&self.folder, "seg")?;
-        }
-        Ok(written)
+        self.open.as_mut().map_or(Ok(0), |open| open.append(blocks))
+    }
+
+    /// Nothing more is appended to the open segment.
+    fn close(&mut self) {
+        self.closed.extend(self.open.take().filter(Appender::has_blocks).map(|open| open.summary()));
     }
 
     /// Takes up a base that has been merged meanwhile.
-    fn take_base(&mut self) -> Result<(), CheckpointError> {
+    fn take_base(&mut self) {
         if let Some(merged) = self.compaction.as_mut().and_then(Compaction::take) {
             self.compaction = None;
             match merged {
-                Ok(base) => {
-                    sync_folder(&self.folder, "seg")?;
-                    self.base = Some(base);
-                }
+                Ok(base) => self.base = Some(base),
                 // The segments are all there still; a later try may have room or a disk that works.
                 Err(error) => tracing::warn!(%error, "changes could not be merged into a new base; trying again later"),
             }
         }
-        Ok(())
     }
 
     /// Drops segments of which the base has the state, and the world the outputs.
@@ -331,59 +346,27 @@ impl Store {
         let roll = self.open.as_ref().is_some_and(|open| open.summary().bytes > SEGMENT_BYTES_MAX);
         let due = bytes > base.max(CHANGES_BYTES_MIN) || files > FILES_MAX;
         if (due && self.compaction.is_none()) || roll {
-            self.closed.extend(self.open.take().filter(Appender::has_blocks).map(|open| open.summary()));
+            self.close();
         }
         if due && self.compaction.is_none() {
             let (base, segments) = (self.base.clone(), self.closed.clone());
-            let started = Compaction::start(&self.folder.join("seg"), progress, base, segments);
-            self.compaction = Some(tried(started, "start a thread for", &self.folder)?);
-        }
-        Ok(())
-    }
-
-    /// Removes all but the newest checkpoints, and, at the first time, what crashes have left.
-    fn sweep(&mut self) -> Result<(), CheckpointError> {
-        let mut files = BTreeSet::new();
-        while self.kept.len() > KEPT
-            && let Some((epoch, named)) = self.kept.pop_front()
-        {
-            let path = manifest_path(&self.folder, epoch);
-            remove(&path)?;
-            files.extend(named);
-        }
-        let needed: BTreeSet<&String> = self.kept.iter().flat_map(|(_, named)| named).collect();
-        for name in files.iter().filter(|name| !needed.contains(name)) {
-            remove(&self.folder.join("seg").join(name))?;
-        }
-        if !std::mem::replace(&mut self.swept, true) {
-            self.sweep_leftovers()?;
-        }
-        Ok(())
-    }
-
-    fn sweep_leftovers(&self) -> Result<(), CheckpointError> {
-        let epochs: BTreeSet<u64> = self.kept.iter().map(|(epoch, _)| *epoch).collect();
-        let needed: BTreeSet<&String> = self.kept.iter().flat_map(|(_, named)| named).collect();
-        for name in ["manifest", "seg"] {
-            let folder = self.folder.join(name);
-            for entry in tried(fs::read_dir(&folder), "list", &folder)? {
-                let path = tried(entry, "list", &folder)?.path();
-                let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-                let file = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_string();
-                let leftover = match extension {
-                    "tmp" => true,
-                    "seg" => !needed.contains(&file),
-                    "json" => epoch_of(&path).is_some_and(|epoch| !epochs.contains(&epoch)),
-                    _ => false,
-                };
-                if leftover {
-                    remove(&path)?;
-                }
-            }
+            let name = format!("base-{}", self.segment_name());
+            self.segments += 1;
+            self.compaction = Some(Compaction::start(&self.place, name, progress, base, segments)?);
         }
         Ok(())
     }
 }
+
+/// Why there is no new checkpoint.
+struct Refused {
+    error: CheckpointError,
+    /// Whether the manifest may be there all the same.
+    in_doubt: bool,
+}
+
+/// Tries of one checkpoint that came through although they seemed to fail.
+const TRIES: usize = 100;
 
 /// What a checkpoint cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -400,18 +383,17 @@ const FILES_MAX: usize = 16;
 const SEGMENT_BYTES_MAX: u64 = 32 << 20;
 
 /// Reads the segments of a manifest.
-fn assemble(folder: &Path, manifest: &Manifest) -> Result<Checkpoint, CheckpointError> {
+fn assemble(storage: &dyn Storage, manifest: &Manifest) -> Result<Checkpoint, CheckpointError> {
     let mut checkpoint = Checkpoint { progress: manifest.progress(), ..Checkpoint::default() };
     let merged = manifest.base.as_ref().map_or(0, |base| base.epoch);
     let base = manifest.base.iter().map(|base| (true, &base.segment));
     let mut offline: BTreeMap<Arc<str>, Vec<(u64, u16, Vec<u8>)>> = BTreeMap::new();
     for (is_base, summary) in base.chain(manifest.segments.iter().map(|segment| (false, segment))) {
-        let path = folder.join("seg").join(&summary.file);
         // A part that the manifest does not name has been settled: an earlier run had more workers.
         let waits = |node: String, part, epoch| {
             manifest.committed.get(&effect_name(&node, part)).is_some_and(|committed| epoch > *committed)
         };
-        segment::read(&path, summary, |block| {
+        segment::read(storage, summary, |block| {
             if !definitions::counts(&manifest.definitions, block.kind, &block.name, block.epoch) {
                 return Ok(());
             }
@@ -438,40 +420,6 @@ fn assemble(folder: &Path, manifest: &Manifest) -> Result<Checkpoint, Checkpoint
         checkpoint.offline.insert(table.to_string(), pending);
     }
     Ok(checkpoint)
-}
-
-fn remove(path: &Path) -> Result<(), CheckpointError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => tried(result, "remove", path),
-    }
-}
-
-fn sync_folder(folder: &Path, name: &str) -> Result<(), CheckpointError> {
-    let folder = folder.join(name);
-    tried(File::open(&folder).and_then(|folder| folder.sync_all()), "sync", &folder)
-}
-
-/// The epochs that have a manifest, in order.
-pub fn epochs(folder: &Path) -> Result<Vec<u64>, CheckpointError> {
-    let folder = folder.join("manifest");
-    let mut epochs = Vec::new();
-    for entry in tried(fs::read_dir(&folder), "list", &folder)? {
-        let path = tried(entry, "list", &folder)?.path();
-        if path.extension().is_some_and(|extension| extension == "json") {
-            epochs.extend(epoch_of(&path));
-        }
-    }
-    epochs.sort_unstable();
-    Ok(epochs)
-}
-
-fn manifest_path(folder: &Path, epoch: u64) -> PathBuf {
-    folder.join("manifest").join(format!("{epoch}.json"))
-}
-
-fn epoch_of(path: &Path) -> Option<u64> {
-    path.file_stem()?.to_str()?.parse().ok()
 }
 
 #[cfg(test)]

@@ -135,7 +135,10 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return Some(5);
     }
     if let Some(error) = cause.downcast_ref::<CheckpointError>() {
-        use CheckpointError::{Corrupt, Newer, Older, OtherJob};
+        use CheckpointError::{Corrupt, Newer, Older, OtherJob, TakenOver};
+        if matches!(error, TakenOver { .. }) {
+            return Some(4);
+        }
         let unusable = matches!(error, Corrupt { .. } | Newer { .. } | Older { .. } | OtherJob { .. });
         return unusable.then_some(5);
     }
@@ -265,6 +268,7 @@ mod tests {
             (anyhow::Error::from(corrupt), 5),
             (anyhow::Error::from(full), 7),
             (anyhow::Error::from(locked), 1),
+            (anyhow::Error::from(CheckpointError::TakenOver { path: "state".into() }), 4),
             (anyhow!("anything else"), 1),
         ] {
             let error = Err::<(), _>(error).context("run the topology").unwrap_err();

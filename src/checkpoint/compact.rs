@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 
 use millstream_operators::state::rows::Standing;
 
-use super::error::{CheckpointError, tried};
+use super::error::CheckpointError;
 use super::manifest::Base;
 use super::segment::{self, Appender, Summary};
+use super::storage::{Place, Storage};
 use super::{Block, Definitions, Kind, Progress, definitions};
 
 /// A merge under way.
@@ -20,18 +20,21 @@ pub(super) struct Compaction {
 }
 
 impl Compaction {
-    /// Begins to merge everything up to where the job is: the base before, if there is one, and the segments after it. Only
-    /// what belongs to the job's present nodes goes in.
+    /// Begins to merge everything up to where the job is into the file `name`: the base before, if there is one, and the
+    /// segments after it. Only what belongs to the job's present nodes goes in.
     pub fn start(
-        folder: &Path,
+        place: &Place,
+        name: String,
         progress: &Progress,
         base: Option<Base>,
         segments: Vec<Summary>,
-    ) -> io::Result<Compaction> {
+    ) -> Result<Compaction, CheckpointError> {
         let (done, result) = sync_channel(1);
-        let (folder, epoch, nodes) = (folder.to_path_buf(), progress.epoch, progress.definitions.clone());
-        let run = move || drop(done.send(merge(&folder, epoch, &nodes, base.as_ref(), &segments)));
-        std::thread::Builder::new().name("compaction".into()).spawn(run)?;
+        let (place, epoch, nodes) = (place.clone(), progress.epoch, progress.definitions.clone());
+        let path = place.0.name(&segment::key(&name));
+        let run = move || drop(done.send(merge(&*place.0, (&name, epoch), &nodes, base.as_ref(), &segments)));
+        let started = std::thread::Builder::new().name("compaction".into()).spawn(run);
+        started.map_err(|source| CheckpointError::Io { doing: "start a thread for", path, source })?;
         Ok(Compaction { result })
     }
 
@@ -48,10 +51,10 @@ impl Compaction {
     }
 }
 
-/// Merges and writes; the new base is synced but not yet named by a manifest.
+/// Merges and writes; the new base is durable but not yet named by a manifest.
 pub(super) fn merge(
-    folder: &Path,
-    epoch: u64,
+    storage: &dyn Storage,
+    (name, epoch): (&str, u64),
     nodes: &Definitions,
     base: Option<&Base>,
     segments: &[Summary],
@@ -60,7 +63,7 @@ pub(super) fn merge(
     let mut state: BTreeMap<(Arc<str>, u16), Standing> = BTreeMap::new();
     let sources = base.iter().map(|base| (true, &base.segment)).chain(segments.iter().map(|segment| (false, segment)));
     for (is_base, summary) in sources {
-        segment::read(&folder.join(&summary.file), summary, |block| {
+        segment::read(storage, summary, |block| {
             let counts = definitions::counts(nodes, block.kind, &block.name, block.epoch);
             if block.kind == Kind::State && counts && (is_base || block.epoch > merged) {
                 return state.entry((block.name, block.part)).or_default().absorb(&block.bytes);
@@ -68,26 +71,34 @@ pub(super) fn merge(
             Ok(())
         })?;
     }
-    let name = format!("base-{epoch}.seg");
-    let path = folder.join(&name);
-    let mut appender = tried(Appender::create(&path, &name), "make", &path)?;
-    let mut blocks = Vec::new();
-    let mut waiting = 0;
-    for ((name, part), standing) in state {
+    let blocks = state.into_iter().filter_map(|((name, part), standing)| {
         let bytes = standing.finish();
-        if bytes.is_empty() {
-            continue;
-        }
-        waiting += bytes.len();
-        blocks.push(Block { kind: Kind::State, name, part, epoch, bytes });
-        if waiting > WRITE_BYTES {
-            tried(appender.append(&blocks), "write", &path)?;
-            (waiting, blocks) = (0, Vec::new());
-        }
-    }
-    tried(appender.append(&blocks), "write", &path)?;
-    Ok(Base { epoch, segment: appender.summary() })
+        (!bytes.is_empty()).then_some(Block { kind: Kind::State, name, part, epoch, bytes })
+    });
+    let segment = write(storage, name, blocks).inspect_err(|_| {
+        // What is left of it is nothing, and a disk that is full has better use for the room.
+        _ = storage.remove(vec![segment::key(name)]);
+    })?;
+    Ok(Base { epoch, segment })
 }
 
-/// Bytes that are written and synced at once.
+/// Writes blocks into a segment of their own.
+fn write(storage: &dyn Storage, name: &str, blocks: impl Iterator<Item = Block>) -> Result<Summary, CheckpointError> {
+    let mut appender = Appender::create(storage, name)?;
+    let (mut waiting, mut waiting_bytes) = (Vec::new(), 0);
+    for block in blocks {
+        waiting_bytes += block.bytes.len();
+        waiting.push(block);
+        if waiting_bytes > WRITE_BYTES {
+            appender.write(&waiting)?;
+            waiting.clear();
+            waiting_bytes = 0;
+        }
+    }
+    appender.write(&waiting)?;
+    appender.finish()?;
+    Ok(appender.summary())
+}
+
+/// Bytes of state that are encoded at once.
 const WRITE_BYTES: usize = 8 << 20;

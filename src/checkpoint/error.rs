@@ -63,15 +63,22 @@ pub enum CheckpointError {
         /// The format.
         found: u32,
     },
-    /// There is a checkpoint of that epoch.
-    #[error("{path}: another run of the job has published this epoch; it was not replaced, and this run ends")]
-    Exists {
-        /// The manifest.
+    /// Another copy has taken over.
+    #[error(
+        "{path}: another copy of this job has taken over; this one ends. Run only one, or give them different states"
+    )]
+    TakenOver {
+        /// The manifest that it has published.
         path: String,
     },
 }
 
 impl CheckpointError {
+    /// True if the next try may succeed although nothing is done about it.
+    pub fn may_pass(&self) -> bool {
+        self.is_disk_full()
+    }
+
     /// True if room on the disk would have helped.
     pub fn is_disk_full(&self) -> bool {
         use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};

@@ -2,17 +2,19 @@
 //!
 //! Its checksum covers the text with an empty checksum, and the text must be exactly what this build would write for the
 //! values in it, so that not one byte can change unseen.
+//!
+//! Manifests are numbered without a gap: who publishes makes the one after the newest that it knows of, and fails if it is
+//! there. Who has lost the job to another copy is told so by that.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::error::{CheckpointError, tried};
+use super::error::CheckpointError;
 use super::segment::{Summary, digits};
-use super::{Definitions, EventTimes, FORMAT, Progress, manifest_path};
+use super::storage::Storage;
+use super::{Definitions, EventTimes, FORMAT, Progress};
 use crate::sources::Positions;
 
 /// The state of all nodes at the end of an epoch.
@@ -29,11 +31,15 @@ pub struct Base {
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifest {
     pub format: u32,
+    /// Its number.
+    pub sequence: u64,
     pub job: String,
     pub id: String,
     pub topology: String,
     pub epoch: u64,
     pub generation: u64,
+    /// Which start of the job wrote it: no two have the same.
+    pub writer: String,
     /// By source.
     positions: BTreeMap<String, Vec<Position>>,
     /// By source.
@@ -63,6 +69,24 @@ struct Newest {
     event_time: i64,
 }
 
+/// The key of a manifest.
+pub(super) fn key(sequence: u64) -> String {
+    format!("manifest/{sequence}.json")
+}
+
+/// The numbers of all manifests, in order.
+pub(super) fn sequences(storage: &dyn Storage) -> Result<Vec<u64>, CheckpointError> {
+    let found = storage.list("manifest")?;
+    let mut sequences: Vec<u64> = found.iter().filter_map(|found| sequence_of(&found.name)).collect();
+    sequences.sort_unstable();
+    Ok(sequences)
+}
+
+/// The number in a manifest's name.
+pub(super) fn sequence_of(name: &str) -> Option<u64> {
+    name.strip_suffix(".json")?.parse().ok()
+}
+
 /// The format of a manifest of any version; `None` if that can't be told.
 fn format(text: &[u8]) -> Option<u32> {
     #[derive(Deserialize)]
@@ -73,9 +97,9 @@ fn format(text: &[u8]) -> Option<u32> {
 }
 
 impl Manifest {
-    /// The manifest of `progress` of a job: its name, id, digest of its topology and generation.
+    /// The manifest of `progress` of a job: its name, id and digest of its topology.
     pub fn new(
-        (job, id, topology, generation): (&str, &str, &str, u64),
+        (job, id, topology): (&str, &str, &str),
         progress: &Progress,
         base: Option<Base>,
         segments: Vec<Summary>,
@@ -94,11 +118,13 @@ impl Manifest {
         let event_times = progress.event_times.iter();
         Manifest {
             format: FORMAT,
+            sequence: 0,
             job: job.to_string(),
             id: id.to_string(),
             topology: topology.to_string(),
             epoch: progress.epoch,
-            generation,
+            generation: 0,
+            writer: String::new(),
             positions: positions.map(|(name, of)| (name.clone(), of.0.iter().map(position).collect())).collect(),
             event_times: event_times.map(|(name, of)| (name.clone(), of.iter().map(newest).collect())).collect(),
             sinks: progress.sinks.clone(),
@@ -108,6 +134,11 @@ impl Manifest {
             segments,
             checksum: String::new(),
         }
+    }
+
+    /// The same, as the next one of a start of the job: its number, and the start's.
+    pub fn stamped(self, sequence: u64, generation: u64, writer: &str) -> Manifest {
+        Manifest { sequence, generation, writer: writer.to_string(), ..self }
     }
 
     /// The files that it names.
@@ -129,22 +160,22 @@ impl Manifest {
         text
     }
 
-    /// Reads the manifest of an epoch and checks it.
-    pub fn read(folder: &Path, epoch: u64) -> Result<Manifest, CheckpointError> {
-        let path = manifest_path(folder, epoch);
-        let text = tried(fs::read(&path), "read", &path)?;
-        let path = path.display().to_string();
+    /// Reads a manifest and checks it; `None` if there is none of that number.
+    pub fn read(storage: &dyn Storage, sequence: u64) -> Result<Option<Manifest>, CheckpointError> {
+        let key = key(sequence);
+        let Some(text) = storage.read(&key)? else { return Ok(None) };
+        let path = storage.name(&key);
         if let Some(found) = format(&text).filter(|found| *found > FORMAT) {
             return Err(CheckpointError::Newer { path, found });
         }
         if let Some(found) = format(&text).filter(|found| *found < FORMAT) {
             return Err(CheckpointError::Older { path, found });
         }
-        let manifest = Manifest::parse(&text).and_then(|manifest| match manifest.epoch == epoch {
+        let manifest = Manifest::parse(&text).and_then(|manifest| match manifest.sequence == sequence {
             true => Ok(manifest),
-            false => Err(format!("the manifest is of epoch {}", manifest.epoch)),
+            false => Err(format!("the manifest has number {}", manifest.sequence)),
         });
-        manifest.map_err(|detail| CheckpointError::Corrupt { path, detail })
+        manifest.map(Some).map_err(|detail| CheckpointError::Corrupt { path, detail })
     }
 
     /// Reads a file that [`text`](Manifest::text) wrote.

@@ -1,19 +1,19 @@
 //! What stands in a checkpoint, for people: read without the lock, so it works beside a running job.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 
 use millstream_operators::state::rows;
 use serde::Serialize;
 
-use super::error::tried;
-use super::manifest::Manifest;
-use super::{CheckpointError, NodeState, assemble, epochs, manifest_path};
+use super::manifest::{Manifest, sequence_of};
+use super::storage::{Found, Place};
+use super::{CheckpointError, KEPT, NodeState, assemble};
 
 /// A checkpoint in a list.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Listed {
+    /// The number of its manifest.
+    pub number: u64,
     /// Its epoch.
     pub epoch: u64,
     /// The job.
@@ -101,40 +101,62 @@ impl Pending {
     }
 }
 
-/// The checkpoints of a state folder, the oldest first.
+/// The checkpoints at a place that are kept, the oldest first; what stands there from before a `--fresh` is none.
 ///
 /// # Errors
 /// If a manifest is damaged or can't be read.
-pub fn list(folder: &Path) -> Result<Vec<Listed>, CheckpointError> {
+pub fn list(place: &Place) -> Result<Vec<Listed>, CheckpointError> {
     let mut all = Vec::new();
-    for epoch in epochs(folder)? {
-        all.push(listed(folder, &Manifest::read(folder, epoch)?)?);
+    for found in kept(place)? {
+        all.extend(manifest(place, &found)?.map(|manifest| listed(&found, &manifest)));
     }
     Ok(all)
 }
 
-fn listed(folder: &Path, manifest: &Manifest) -> Result<Listed, CheckpointError> {
-    let path = manifest_path(folder, manifest.epoch);
-    let modified = tried(fs::metadata(&path).and_then(|metadata| metadata.modified()), "look at", &path)?;
-    let written = modified.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+/// The manifests that are kept, the oldest first.
+fn kept(place: &Place) -> Result<Vec<Found>, CheckpointError> {
+    let mut found = place.0.list("manifest")?;
+    found.retain(|found| sequence_of(&found.name).is_some());
+    found.sort_by_key(|found| sequence_of(&found.name));
+    Ok(found.split_off(found.len().saturating_sub(KEPT)))
+}
+
+/// Reads a manifest; `None` if it is one of a job that has not begun, or was removed meanwhile.
+fn manifest(place: &Place, found: &Found) -> Result<Option<Manifest>, CheckpointError> {
+    let sequence = sequence_of(&found.name).unwrap_or_default();
+    Ok(Manifest::read(&*place.0, sequence)?.filter(|manifest| manifest.epoch > 0))
+}
+
+fn listed(found: &Found, manifest: &Manifest) -> Listed {
     let segments = || manifest.base.iter().map(|base| &base.segment).chain(&manifest.segments);
-    Ok(Listed {
+    Listed {
+        number: manifest.sequence,
         epoch: manifest.epoch,
         job: manifest.job.clone(),
         generation: manifest.generation,
-        written,
+        written: found.made,
         files: segments().count(),
         bytes: segments().map(|segment| segment.bytes).sum(),
-    })
+    }
 }
 
-/// Reads a checkpoint, every byte of it, and says what stands in it.
+/// Reads the newest checkpoint, or the newest of an epoch, every byte of it, and says what stands in it. `None` if there is
+/// none.
 ///
 /// # Errors
-/// If it is not there, damaged, or can't be read.
-pub fn read(folder: &Path, epoch: u64) -> Result<Contents, CheckpointError> {
-    let manifest = Manifest::read(folder, epoch)?;
-    let checkpoint = assemble(folder, &manifest)?;
+/// If it is damaged, or can't be read.
+pub fn read(place: &Place, epoch: Option<u64>) -> Result<Option<Contents>, CheckpointError> {
+    for found in kept(place)?.into_iter().rev() {
+        let manifest = manifest(place, &found)?;
+        if let Some(manifest) = manifest.filter(|manifest| epoch.is_none_or(|epoch| epoch == manifest.epoch)) {
+            return contents(place, &found, &manifest).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+fn contents(place: &Place, found: &Found, manifest: &Manifest) -> Result<Contents, CheckpointError> {
+    let checkpoint = assemble(&*place.0, manifest)?;
     let mut nodes = BTreeMap::new();
     for (name, state) in &checkpoint.nodes {
         nodes.insert(name.clone(), NodeContents::of(name, state)?);
@@ -147,7 +169,7 @@ pub fn read(folder: &Path, epoch: u64) -> Result<Contents, CheckpointError> {
     let outbox = checkpoint.outbox.iter();
     let outbox = outbox.map(|((sink, part), blocks)| (super::effect_name(&format!("sinks.{sink}"), *part), blocks));
     Ok(Contents {
-        listed: listed(folder, &manifest)?,
+        listed: listed(found, manifest),
         topology: manifest.topology.clone(),
         positions: positions.collect(),
         sinks: progress.sinks,

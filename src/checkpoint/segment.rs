@@ -1,4 +1,5 @@
-//! A segment: blocks in a file, appended checkpoint by checkpoint.
+//! A segment: blocks in a file, appended checkpoint by checkpoint where the storage can append; elsewhere each checkpoint's
+//! blocks are a segment.
 //!
 //! ```text
 //! "MSTRSEG2"
@@ -9,15 +10,14 @@
 //! XXH3; what stands behind them belongs to a later checkpoint or to none.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::io::{self, Read};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::error::{CheckpointError, tried};
+use super::error::CheckpointError;
+use super::storage::{Output, Storage};
 use super::{Block, Kind};
 
 const MAGIC: &[u8; 8] = b"MSTRSEG2";
@@ -45,12 +45,17 @@ pub(super) fn digits(checksum: u64) -> String {
     format!("{checksum:016x}")
 }
 
+/// The key of a segment's file.
+pub(super) fn key(file: &str) -> String {
+    format!("seg/{file}")
+}
+
 /// Writes a segment.
 pub(super) struct Appender {
-    file: File,
+    output: Box<dyn Output>,
     hash: Xxh3,
     summary: Summary,
-    broken: bool,
+    closed: bool,
 }
 
 /// The end of a segment at some time.
@@ -73,26 +78,22 @@ impl std::fmt::Debug for Appender {
 }
 
 impl Appender {
-    /// Makes a new segment; a leftover of the name, which no manifest names, is replaced.
-    pub fn create(path: &Path, name: &str) -> io::Result<Appender> {
-        let mut file = File::create(path)?;
-        file.write_all(MAGIC)?;
+    /// Makes a new segment.
+    pub fn create(storage: &dyn Storage, file: &str) -> Result<Appender, CheckpointError> {
+        let mut output = storage.begin(&key(file))?;
+        output.write(MAGIC)?;
         let mut hash = Xxh3::new();
         hash.update(MAGIC);
         let bytes = MAGIC.len() as u64;
         let checksum = String::new();
-        let summary = Summary { file: name.into(), last_epoch: 0, bytes, state_bytes: 0, blocks: 0, checksum };
-        Ok(Appender { file, hash, summary, broken: false })
+        let summary = Summary { file: file.into(), last_epoch: 0, bytes, state_bytes: 0, blocks: 0, checksum };
+        Ok(Appender { output, hash, summary, closed: false })
     }
 
-    /// The file's name.
-    pub fn name(&self) -> &str {
-        &self.summary.file
-    }
-
-    /// True if a failed write could not be undone: nothing can be appended any more, what was is whole.
-    pub fn is_broken(&self) -> bool {
-        self.broken
+    /// True if nothing can be appended any more: the storage can't append, or a failed write could not be undone. What was
+    /// appended is whole.
+    pub fn is_closed(&self) -> bool {
+        self.closed
     }
 
     /// True if there is something in it.
@@ -110,47 +111,60 @@ impl Appender {
         Mark { hash: self.hash.clone(), summary: self.summary.clone() }
     }
 
-    /// Takes back what was appended since.
-    pub fn back_to(&mut self, mark: &Mark) {
-        (self.hash, self.summary) = (mark.hash.clone(), mark.summary.clone());
+    /// Takes back what was appended since, and with it the room on the disk.
+    pub fn cut_to(&mut self, mark: &Mark) {
+        self.close_at(mark);
         self.cut();
+    }
+
+    /// Counts what was appended since as not written. It stays in the file, so that nothing can be appended any more.
+    pub fn close_at(&mut self, mark: &Mark) {
+        (self.hash, self.summary) = (mark.hash.clone(), mark.summary.clone());
+        self.closed = true;
     }
 
     /// Cuts the file to what counts.
     fn cut(&mut self) {
-        let end = self.summary.bytes;
-        let cut = self.file.set_len(end).and_then(|()| self.file.seek(SeekFrom::Start(end)));
-        self.broken = cut.is_err();
+        self.closed = !self.output.cut(self.summary.bytes);
     }
 
     /// Appends blocks; they are durable when this returns. Gives the bytes written. If it fails, the segment is as before.
-    pub fn append(&mut self, blocks: &[Block]) -> io::Result<u64> {
-        let (mut hash, mut summary) = (self.hash.clone(), self.summary.clone());
-        let written = self.write(blocks, &mut hash, &mut summary).and_then(|()| self.file.sync_data());
+    pub fn append(&mut self, blocks: &[Block]) -> Result<u64, CheckpointError> {
+        let before = self.mark();
+        let written = self.write(blocks).and_then(|()| self.finish());
         if let Err(error) = written {
-            self.cut();
+            self.cut_to(&before);
             return Err(error);
         }
-        let bytes = summary.bytes - self.summary.bytes;
-        (self.hash, self.summary) = (hash, summary);
-        Ok(bytes)
+        Ok(self.summary.bytes - before.summary.bytes)
     }
 
-    fn write(&mut self, blocks: &[Block], hash: &mut Xxh3, summary: &mut Summary) -> io::Result<()> {
+    /// Makes durable what was written.
+    pub fn finish(&mut self) -> Result<(), CheckpointError> {
+        self.output.sync()?;
+        self.closed = !self.output.grows();
+        Ok(())
+    }
+
+    /// Writes blocks, which are not durable yet. After an error the segment is not to be used.
+    pub fn write(&mut self, blocks: &[Block]) -> Result<(), CheckpointError> {
         let mut bytes = Vec::with_capacity(WRITE_BYTES);
         for (at, block) in blocks.iter().enumerate() {
             let before = bytes.len();
-            encode(block, &mut bytes)?;
+            encode(block, &mut bytes).map_err(|source| {
+                let path = self.summary.file.clone();
+                CheckpointError::Io { doing: "write", path, source }
+            })?;
             let length = (bytes.len() - before) as u64;
-            summary.last_epoch = summary.last_epoch.max(block.epoch);
-            summary.blocks += 1;
-            summary.bytes += length;
+            self.summary.last_epoch = self.summary.last_epoch.max(block.epoch);
+            self.summary.blocks += 1;
+            self.summary.bytes += length;
             if block.kind == Kind::State {
-                summary.state_bytes += length;
+                self.summary.state_bytes += length;
             }
             if bytes.len() >= WRITE_BYTES || at + 1 == blocks.len() {
-                self.file.write_all(&bytes)?;
-                hash.update(&bytes);
+                self.output.write(&bytes)?;
+                self.hash.update(&bytes);
                 bytes.clear();
             }
         }
@@ -186,15 +200,15 @@ fn encode(block: &Block, to: &mut Vec<u8>) -> io::Result<()> {
 /// # Errors
 /// If the file can't be read, is not what the manifest says, or `give` has something against a block.
 pub(super) fn read(
-    path: &Path,
+    storage: &dyn Storage,
     summary: &Summary,
     give: impl FnMut(Block) -> Result<(), String>,
 ) -> Result<(), CheckpointError> {
-    let file = tried(File::open(path), "read", path)?;
-    let scanned = Scan::new(BufReader::with_capacity(1 << 18, file), summary).blocks(give);
+    let key = key(&summary.file);
+    let scanned = Scan::new(storage.stream(&key, summary.bytes)?, summary).blocks(give);
     scanned.map_err(|problem| match problem {
-        Problem::Io(source) => CheckpointError::Io { doing: "read", path: path.display().to_string(), source },
-        Problem::Damage(detail) => CheckpointError::Corrupt { path: path.display().to_string(), detail },
+        Problem::Io(source) => CheckpointError::Io { doing: "read", path: storage.name(&key), source },
+        Problem::Damage(detail) => CheckpointError::Corrupt { path: storage.name(&key), detail },
     })
 }
 

@@ -1,12 +1,12 @@
 //! `millstream checkpoint`: what a job's state folder holds, and whether it is whole. Works beside a running job.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use super::{Run, print, print_json};
+use crate::checkpoint::Place;
 use crate::checkpoint::report::{self, Contents, Listed};
 
 /// Lists, inspects and verifies the checkpoints of a job.
@@ -50,7 +50,7 @@ impl Run for Checkpoint {
 }
 
 impl Where {
-    fn folder(&self) -> anyhow::Result<PathBuf> {
+    fn place(&self) -> anyhow::Result<Place> {
         let folder = match self.path.is_dir() {
             true => self.path.clone(),
             false => {
@@ -58,25 +58,22 @@ impl Where {
                 folder.join(&topology.engine.state)
             }
         };
-        let made = folder.join("manifest").is_dir();
-        anyhow::ensure!(made, "{}: no job has kept its state here", folder.display());
-        Ok(folder)
+        Ok(Place::folder(&folder))
     }
 
-    fn chosen(&self, folder: &Path) -> anyhow::Result<u64> {
-        let epochs = crate::checkpoint::epochs(folder)?;
-        match self.epoch {
-            Some(epoch) if epochs.contains(&epoch) => Ok(epoch),
-            Some(epoch) => {
-                let kept: Vec<String> = epochs.iter().map(u64::to_string).collect();
-                anyhow::bail!("there is no checkpoint of epoch {epoch}; there are: {}", kept.join(", "))
-            }
-            None => epochs.last().copied().with_context(|| format!("{}: there is no checkpoint", folder.display())),
+    /// What stands in the checkpoint that is asked for.
+    fn contents(&self) -> anyhow::Result<Contents> {
+        let place = self.place()?;
+        if let Some(contents) = report::read(&place, self.epoch)? {
+            return Ok(contents);
         }
+        let epochs: Vec<String> = kept(&place)?.iter().map(|listed| listed.epoch.to_string()).collect();
+        let epoch = self.epoch.unwrap_or_default();
+        anyhow::bail!("there is no checkpoint of epoch {epoch}; there are: {}", epochs.join(", "))
     }
 
     fn list(&self) -> anyhow::Result<()> {
-        let all = report::list(&self.folder()?)?;
+        let all = kept(&self.place()?)?;
         if self.json {
             return print_json(&all);
         }
@@ -84,8 +81,7 @@ impl Where {
     }
 
     fn inspect(&self) -> anyhow::Result<()> {
-        let folder = self.folder()?;
-        let contents = report::read(&folder, self.chosen(&folder)?)?;
+        let contents = self.contents()?;
         match self.json {
             true => print_json(&contents),
             false => Ok(print(&text(&contents))?),
@@ -93,8 +89,7 @@ impl Where {
     }
 
     fn verify(&self) -> anyhow::Result<()> {
-        let folder = self.folder()?;
-        let contents = report::read(&folder, self.chosen(&folder)?)?;
+        let contents = self.contents()?;
         match self.json {
             true => print_json(&contents.listed),
             false => Ok(print(&format!("whole: {}", line(&contents.listed)))?),
@@ -102,10 +97,19 @@ impl Where {
     }
 }
 
+/// The checkpoints that are kept, of which there must be one.
+fn kept(place: &Place) -> anyhow::Result<Vec<Listed>> {
+    let all = report::list(place)?;
+    anyhow::ensure!(!all.is_empty(), "{}: no job has kept its state here", place.name());
+    Ok(all)
+}
+
 fn line(listed: &Listed) -> String {
-    let Listed { epoch, job, generation, written, files, bytes } = listed;
+    let Listed { number, epoch, job, generation, written, files, bytes } = listed;
     let written = crate::online::time_text(*written as i64 * 1_000);
-    format!("epoch {epoch} of job {job}, start {generation}, written {written}: {files} files, {bytes} bytes\n")
+    format!(
+        "{number}: epoch {epoch} of job {job}, start {generation}, written {written}: {files} files, {bytes} bytes\n"
+    )
 }
 
 fn text(contents: &Contents) -> String {

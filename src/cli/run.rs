@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
+use crate::checkpoint::{Place, Store};
 use crate::display::Display;
 use crate::http::{self, health::Health};
 use crate::metrics::Exporter;
@@ -155,7 +156,7 @@ fn drive(mut topology: Topology, folder: PathBuf, mode: Mode, args: &Common) -> 
     })?;
     let plan = Arc::new(plan);
     if args.fresh {
-        crate::checkpoint::Store::forget(&plan.folder.join(&plan.engine.state))?;
+        Store::forget(&Place::folder(&plan.folder.join(&plan.engine.state)))?;
     }
     if let Some(path) = &args.summary {
         // Hours of work should not end with a path that can't be written.

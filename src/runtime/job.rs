@@ -29,7 +29,7 @@ use super::ledger::{Ledger, Word};
 use super::seeds::Opening;
 use super::shared::Watermarks;
 use crate::change::{self, Change};
-use crate::checkpoint::{self, Block, Checkpoint, Definitions, Store};
+use crate::checkpoint::{self, Block, Checkpoint, Definitions, Place, Store};
 use crate::http::health::Health;
 use crate::offline::Begin;
 use crate::plan::Plan;
@@ -71,11 +71,12 @@ impl Job {
     /// plan asks for it.
     ///
     /// # Errors
-    /// If the checkpoint can't be taken up, the plan would lose something of it, a sink, model or table can't be opened, or a source refuses to start.
+    /// If the checkpoint can't be taken up, the plan would lose something of it, a sink, model or table can't be opened, or
+    /// a source refuses to start.
     pub fn start(plan: Arc<Plan>, mode: Mode, allowed: &[String]) -> anyhow::Result<Job> {
-        let store = Store::open(&plan.folder.join(&plan.engine.state), &plan.name, &plan.hash);
-        let mut store = store.context("take the state folder (`engine.state`)")?;
-        let (checkpoint, made) = take_up(&mut store, &plan, mode, allowed)?;
+        let place = Place::folder(&plan.folder.join(&plan.engine.state));
+        let store = Store::open(&place, &plan.name, &plan.hash).context("take the state folder (`engine.state`)")?;
+        let (checkpoint, made) = take_up(&store, &plan, mode, allowed)?;
         let first_epoch = checkpoint.progress.epoch + 1;
         let workers = plan.engine.workers;
         let cuts: Arc<Cuts> = Arc::default();
@@ -275,7 +276,7 @@ impl Job {
 /// Where the job goes on with its plan. If the plan is not that of the checkpoint, also what the first checkpoint with it has
 /// to bring beside the changes.
 fn take_up(
-    store: &mut Store,
+    store: &Store,
     plan: &Plan,
     mode: Mode,
     allowed: &[String],

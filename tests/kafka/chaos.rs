@@ -110,7 +110,10 @@ engine: {{ epoch: 50ms }}
     /// The epoch of the newest checkpoint.
     fn newest_epoch(&self) -> Option<u64> {
         let entries = std::fs::read_dir(self.folder.path().join("state/manifest")).ok()?;
-        let epoch = |path: PathBuf| path.file_stem()?.to_str()?.parse().ok();
+        let epoch = |path: PathBuf| -> Option<u64> {
+            let manifest: Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+            manifest["epoch"].as_u64()
+        };
         entries.filter_map(|entry| epoch(entry.ok()?.path())).max()
     }
 
