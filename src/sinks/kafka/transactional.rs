@@ -32,6 +32,9 @@ use crate::sinks::{Open, Records, SinkError, SinkWriter};
 
 /// How long a start waits for the brokers to end what an earlier run left open.
 const FENCE_WAIT: Duration = Duration::from_secs(60);
+/// How long a writer without records leaves its marker alone. Brokers forget one after `offsets.retention.minutes`, seven
+/// days by default and one day in old clusters.
+const MARKER_AGE_MAX: Duration = Duration::from_secs(6 * 3600);
 /// How long a call that waits for the brokers may take before it is made again.
 const CALL_WAIT: Duration = Duration::from_secs(10);
 
@@ -42,6 +45,8 @@ pub(super) struct Transactional {
     current: usize,
     /// The current producer's transaction: none, or with the newest epoch that is closed in it.
     open: Option<Transaction>,
+    /// When the last transaction was begun; none in this run yet.
+    began: Option<Instant>,
     steps: Option<Sender<Step>>,
     committed: Arc<Committed>,
     thread: Option<JoinHandle<()>>,
@@ -116,6 +121,7 @@ impl Transactional {
             producers: sides,
             current: 0,
             open: None,
+            began: None,
             steps: Some(steps),
             committed,
             thread: Some(thread),
@@ -146,6 +152,14 @@ impl Transactional {
         self.current = 1 - self.current;
     }
 
+    /// Begins the current producer's transaction.
+    fn begin(&mut self) -> Result<(), SinkError> {
+        let topic = &self.producers[self.current].topic;
+        topic.producer.begin_transaction().map_err(|error| said(topic, "begin a transaction", &error))?;
+        self.began = Some(Instant::now());
+        Ok(())
+    }
+
     fn step(&self, step: Step) {
         if let Some(steps) = &self.steps {
             // A committer that has ended has said why.
@@ -161,7 +175,6 @@ impl SinkWriter for Transactional {
         if from >= records.len() {
             return Ok(from);
         }
-        let topic = &self.producers[self.current].topic;
         if self.open.is_none() {
             // Two producers race each other to the broker: the next begins when the last has been acknowledged, or a
             // key's records could change places.
@@ -169,16 +182,24 @@ impl SinkWriter for Transactional {
             if last.producer.context().outstanding() > 0 || self.producers[self.current].busy.load(Ordering::Acquire) {
                 return Ok(from);
             }
-            topic.producer.begin_transaction().map_err(|error| said(topic, "begin a transaction", &error))?;
+            self.begin()?;
         }
         // Epochs that were closed in the transaction are committed with this one: it takes more.
         self.open = Some(Transaction { closed: None });
+        let topic = &self.producers[self.current].topic;
         topic.take_deliveries()?;
         topic.send(epoch, records, from)
     }
 
     fn close_epoch(&mut self, epoch: u64) -> Result<(), SinkError> {
         self.check()?;
+        // A run's first epoch and, from time to time, one without records bring a marker to the brokers: one that is not
+        // there has been forgotten, never just not been written.
+        let due = self.began.is_none_or(|began| began.elapsed() > MARKER_AGE_MAX);
+        if self.open.is_none() && due && !self.producers[self.current].busy.load(Ordering::Acquire) {
+            self.begin()?;
+            self.open = Some(Transaction { closed: None });
+        }
         match &mut self.open {
             Some(open) => open.closed = Some(epoch),
             None => self.step(Step { through: epoch, side: None }),
