@@ -185,7 +185,14 @@ fn drive(mut topology: Topology, folder: PathBuf, mode: Mode, args: &Common) -> 
             health.set_draining();
             deadline = Some(Instant::now() + plan.engine.shutdown_timeout.duration());
         }
+        if job.failing() && deadline.is_none() {
+            health.set_draining();
+            deadline = Some(Instant::now() + plan.engine.shutdown_timeout.duration());
+        }
         if deadline.is_some_and(|deadline| Instant::now() > deadline) || signals.received() > 1 {
+            if let Some(error) = job.failure() {
+                return Err(error);
+            }
             tracing::error!("stopped before the records in flight were finished; the next start repeats them");
             return Ok(ExitCode::from(STOPPED as u8));
         }

@@ -184,6 +184,10 @@ impl Taking {
                 capabilities.downgrade(time(epoch, 0));
             }
         }
+        // A job that fails drains nothing: what holds sources back may never let go of them.
+        if self.ended.is_none() && self.context.gates.failed.load(Ordering::Acquire) {
+            self.end(epoch_of(capabilities.now()));
+        }
         if self.ended.is_some() {
             return Step::Wait;
         }
@@ -211,9 +215,7 @@ impl Taking {
                     self.input.watermarks.expect(partition);
                 }
                 Ok(Arrival::End) | Err(TryRecvError::Disconnected) => {
-                    let stopped = self.context.draining.load(Ordering::Acquire);
-                    self.ended = Some(if stopped { Ended::Stopped } else { Ended::Exhausted(open) });
-                    self.context.ending.end(open);
+                    self.end(epoch_of(capabilities.now()));
                     return Step::More;
                 }
                 Err(TryRecvError::Empty) => return Step::Wait,
@@ -221,6 +223,14 @@ impl Taking {
             self.input.activity.set(self.input.activity.get() + 1);
         }
         Step::More
+    }
+
+    /// Nothing comes after `epoch`.
+    fn end(&mut self, epoch: u64) {
+        let stopped =
+            self.context.draining.load(Ordering::Acquire) || self.context.gates.failed.load(Ordering::Acquire);
+        self.ended = Some(if stopped { Ended::Stopped } else { Ended::Exhausted(epoch) });
+        self.context.ending.end(epoch);
     }
 
     /// Epochs `from..to` have ended for this source.

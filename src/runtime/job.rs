@@ -206,6 +206,16 @@ impl Job {
         self.crew.ended()
     }
 
+    /// True when something has failed for good: the job ends as soon as it can.
+    pub fn failing(&self) -> bool {
+        self.board.gates.failed.load(Ordering::Acquire)
+    }
+
+    /// What failed first. It is given once.
+    pub fn failure(&self) -> Option<anyhow::Error> {
+        self.board.failures.first()
+    }
+
     /// Tells `health` which workers have stepped lately.
     pub fn heartbeats(&self, health: &Health) {
         let (now, micros) = (Instant::now(), now_micros());
@@ -225,7 +235,7 @@ impl Job {
         for connector in ended {
             self.reap(connector);
         }
-        if self.board.gates.failed.load(Ordering::Acquire) {
+        if self.failing() {
             self.stop();
         }
     }

@@ -219,7 +219,9 @@ impl Operator for Output {
         }
         let flushed = self.flush();
         self.check(flushed);
-        !self.failed && (!self.queue.is_empty() || self.durable.of(self.slot) + 1 < self.epoch)
+        // A job that fails decides nothing any more: what waits for a decision would wait for ever.
+        let failing = self.failed || self.gates.failed.load(Ordering::Acquire);
+        !failing && (!self.queue.is_empty() || self.durable.of(self.slot) + 1 < self.epoch)
     }
 }
 
