@@ -27,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
 
+use crate::failpoint::{self, Point};
 use crate::sources::Positions;
 use compact::Compaction;
 use manifest::Manifest;
@@ -233,6 +234,7 @@ impl Store {
     pub fn publish(&mut self, progress: &Progress, blocks: &[Block]) -> Result<Published, CheckpointError> {
         let before = self.open.as_ref().map(Appender::mark);
         let bytes = self.append(blocks)?;
+        failpoint::reached(Point::BlocksAppended);
         let text = match self.publish_manifest(progress) {
             Ok(text) => text,
             Err(Refused { error, in_doubt }) => {

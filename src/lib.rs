@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod display;
 pub mod encode;
+pub mod failpoint;
 pub mod graph;
 pub mod http;
 pub mod kafka;

@@ -48,8 +48,13 @@ impl Running {
 
     /// Sends SIGTERM.
     pub fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
-        let status = Command::new("kill").args(["-TERM", &id]).status().expect("kill starts");
+        let status = Command::new("kill").args(["-s", name, &id]).status().expect("kill starts");
         assert!(status.success(), "no process {id}");
     }
 

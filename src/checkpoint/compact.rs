@@ -12,6 +12,7 @@ use super::manifest::Base;
 use super::segment::{self, Appender, Summary};
 use super::storage::{Place, Storage};
 use super::{Block, Definitions, Kind, Progress, definitions};
+use crate::failpoint::{self, Point};
 
 /// A merge under way.
 #[derive(Debug)]
@@ -79,6 +80,7 @@ pub(super) fn merge(
         // What is left of it is nothing, and a disk that is full has better use for the room.
         _ = storage.remove(vec![segment::key(name)]);
     })?;
+    failpoint::reached(Point::BaseMerged);
     Ok(Base { epoch, segment })
 }
 

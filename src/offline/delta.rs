@@ -25,6 +25,7 @@ use millstream_operators::kinds::Kind;
 use super::columns::{self, DATE};
 use super::contents::{About, Contents};
 use super::{Begin, OfflineError};
+use crate::failpoint::{self, Point};
 use crate::provenance::{Origins, Provenance};
 
 mod begin;
@@ -224,6 +225,7 @@ impl Store {
             .with_application_transaction(Transaction::new(&app, epoch as i64))
             .with_metadata(about);
         let file_count = files.len() as u64;
+        failpoint::reached(Point::TableStaged);
         let operation =
             DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(vec![DATE.into()]), predicate: None };
         let done = CommitBuilder::from(properties)
@@ -231,6 +233,7 @@ impl Store {
             .build(Some(state), log, operation)
             .await
             .map_err(failed)?;
+        failpoint::reached(Point::TableCommitted);
         Ok(Committed::Rows { rows: contents.rows, files: file_count, conflicts: done.metrics.num_retries })
     }
 }

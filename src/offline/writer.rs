@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::delta::{Committed, Open, Store};
 use super::{Begin, OfflineConfig, OfflineError, TableKind};
+use crate::failpoint::{self, Flaw};
 use crate::metrics::catalogue::*;
 use crate::metrics::{CounterHandle, GaugeHandle, HistogramHandle};
 use crate::provenance::Origins;
@@ -305,7 +306,9 @@ impl Writer {
             .await?;
             let every = table.config.every.duration();
             let metrics = TableMetrics::new(&table.name);
-            redo(&mut store, &metrics, pending, done).await?;
+            if !failpoint::has(Flaw::NoTableRedo) {
+                redo(&mut store, &metrics, pending, done).await?;
+            }
             if matches!(open.begin, Begin::After(_)) {
                 shared.durable[number].store(done + 1, Ordering::Release);
             }
@@ -356,7 +359,8 @@ impl Writer {
     /// One behind the newest epoch that every worker has closed and that is decided: a table never has rows that a crash
     /// could make again.
     fn complete(&self) -> u64 {
-        self.closed.iter().copied().min().unwrap_or(0).min(self.decided.epoch() + 1)
+        let closed = self.closed.iter().copied().min().unwrap_or(0);
+        if failpoint::has(Flaw::TableFirst) { closed } else { closed.min(self.decided.epoch() + 1) }
     }
 
     /// Encodes the rows of complete epochs, epoch by epoch and worker by worker.

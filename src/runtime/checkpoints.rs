@@ -23,6 +23,7 @@ use super::board::Board;
 use super::ledger::{Part, Word};
 use super::seeds::{self, Writers};
 use crate::checkpoint::{Block, CheckpointError, Kind, Progress, Store, effect_name};
+use crate::failpoint::{self, Flaw, Point};
 use crate::metrics::catalogue::{
     CHECKPOINT_BYTES, CHECKPOINT_DURATION, CHECKPOINT_EPOCH, CHECKPOINT_LAST, CHECKPOINTS,
 };
@@ -198,6 +199,7 @@ impl Gathering {
             self.start.board.decided.decide(epoch);
             return true;
         }
+        failpoint::reached(Point::CheckpointGathered);
         let started = Instant::now();
         match self.start.store.publish(&self.progress, &self.blocks) {
             Ok(published) => {
@@ -237,9 +239,11 @@ impl Gathering {
     /// Takes up what a participant left of an epoch.
     fn take(&mut self, epoch: u64, participant: usize, part: Part) {
         let board = &self.start.board;
-        self.blocks.extend(part.state);
+        let lost = |block: &Block| failpoint::has(Flaw::LoseState) && !block.part.is_multiple_of(2);
+        self.blocks.extend(part.state.into_iter().filter(|block| !lost(block)));
         for (sink, writer, records) in part.outbox {
-            for records in records {
+            let dropped = usize::from(failpoint::has(Flaw::DropLast));
+            for records in &records[..records.len().saturating_sub(dropped)] {
                 let bytes = records.to_bytes();
                 self.blocks.push(Block { kind: Kind::Outbox, name: sink.clone(), part: writer, epoch, bytes });
             }
@@ -257,7 +261,9 @@ impl Gathering {
         for source in part.sources {
             let name = self.start.plan.source_name(source.source);
             let positions = &mut self.progress.positions.entry(name.to_string()).or_default().0;
+            let wrong = i64::from(failpoint::has(Flaw::SkipOne)) - i64::from(failpoint::has(Flaw::RepeatOne));
             for (partition, next) in board.named(&source.taken).0 {
+                let next = next + wrong;
                 if positions.insert(partition, next) != Some(next) {
                     self.changed = true;
                     self.moved.insert(source.source);

@@ -30,6 +30,7 @@ use super::seeds::Opening;
 use super::shared::Watermarks;
 use crate::change::{self, Change};
 use crate::checkpoint::{self, Block, Checkpoint, Definitions, Place, Store};
+use crate::failpoint::{self, Point};
 use crate::http::health::Health;
 use crate::offline::Begin;
 use crate::plan::Plan;
@@ -291,7 +292,9 @@ fn take_up(
     mode: Mode,
     allowed: &[String],
 ) -> anyhow::Result<(Checkpoint, Option<Vec<Block>>)> {
-    let Some(mut checkpoint) = store.load()? else {
+    let loaded = store.load()?;
+    failpoint::reached(Point::StateLoaded);
+    let Some(mut checkpoint) = loaded else {
         let definitions = change::defined(&Definitions::new(), plan, 0);
         let progress = checkpoint::Progress { definitions, ..checkpoint::Progress::default() };
         return Ok((Checkpoint { progress, ..Checkpoint::default() }, Some(Vec::new())));

@@ -11,6 +11,7 @@ use millstream_operators::kinds::Kind;
 
 use super::lines::{LineWriter, Target};
 use super::{Open, SinkError, SinkTarget, SinkWriter};
+use crate::failpoint::{self, Flaw, Point};
 
 /// JSON lines in a file.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -70,8 +71,11 @@ impl LockedFile {
                 );
                 return Err(io::Error::new(io::ErrorKind::InvalidData, detail));
             }
-            file.set_len(length)?;
+            if !failpoint::has(Flaw::NoCut) {
+                file.set_len(length)?;
+            }
             file.seek(SeekFrom::End(0))?;
+            failpoint::reached(Point::FileCut);
         }
         Ok(LockedFile { file, regular, folder: Some(folder.to_path_buf()) })
     }

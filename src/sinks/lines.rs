@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use super::{Records, SinkError, SinkWriter};
+use crate::failpoint::{self, Point};
 
 /// Blocks of lines that wait for the thread.
 const QUEUE: usize = 32;
@@ -169,6 +170,7 @@ fn write_all(
             Some((epoch, _)) => match commands.try_recv() {
                 Ok(command) => command,
                 Err(_) => {
+                    failpoint::reached(Point::LinesWritten);
                     target.make_durable()?;
                     let mut done = lock(done);
                     done.epoch = Some(*epoch);

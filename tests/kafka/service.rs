@@ -29,6 +29,13 @@ impl Service {
         service
     }
 
+    /// The job on another machine: the same topics, a copy of its folder.
+    pub fn copy(&self) -> Service {
+        let folder = tempfile::tempdir().unwrap();
+        said(Command::new("cp").arg("-a").arg(self.folder().join(".")).arg(folder.path()));
+        Service { brokers: self.brokers.clone(), run: self.run.clone(), folder }
+    }
+
     /// Creates topics of so many partitions.
     pub fn create<const N: usize>(self, topics: [(&str, i32); N]) -> Service {
         for (topic, partitions) in topics {

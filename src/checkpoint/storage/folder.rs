@@ -8,6 +8,7 @@ use std::time::UNIX_EPOCH;
 
 use super::{Created, Found, Output, Storage};
 use crate::checkpoint::error::{CheckpointError, tried};
+use crate::failpoint::{self, Point};
 
 /// Bytes of a long file that are synced at once, so that the sync of an epoch need not wait for all of it.
 const SYNC_BYTES: u64 = 8 << 20;
@@ -75,6 +76,7 @@ impl Storage for Folder {
         let draft = path.with_extension("tmp");
         let mut file = tried(File::create(&draft), "make", &draft)?;
         tried(file.write_all(bytes).and_then(|()| file.sync_all()), "write", &draft)?;
+        failpoint::reached(Point::ManifestDrafted);
         // A link, unlike a rename, never replaces: two writers can't both believe that theirs is the file.
         match fs::hard_link(&draft, &path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -82,6 +84,7 @@ impl Storage for Folder {
             }
             result => tried(result, "publish", &path)?,
         }
+        failpoint::reached(Point::ManifestPublished);
         let synced = sync_parent(&path).and_then(|()| tried(fs::remove_file(&draft), "remove", &draft));
         Ok(synced.map_or_else(Created::Unknown, |()| Created::New))
     }
@@ -98,6 +101,7 @@ impl Storage for Folder {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 result => tried(result, "remove", &path)?,
             }
+            failpoint::reached(Point::FileSwept);
         }
         Ok(())
     }

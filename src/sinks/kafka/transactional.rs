@@ -23,9 +23,10 @@ use rdkafka::error::{KafkaError, RDKafkaError};
 use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::KafkaSink;
 use super::marker::Marker;
 use super::topic::Topic;
+use super::{KafkaSink, Millis};
+use crate::failpoint::{self, Flaw, Point};
 use crate::kafka;
 use crate::runtime::decided::Decided;
 use crate::sinks::{Open, Records, SinkError, SinkWriter};
@@ -91,18 +92,31 @@ impl Transactional {
     pub fn open(sink: &KafkaSink, open: Open) -> Result<Transactional, SinkError> {
         let side = |letter| {
             let id = format!("{}.{}.{}.{letter}", open.job, open.name, open.worker);
+            let mut sink = sink.clone();
+            if failpoint::has(Flaw::NoOrder) && letter == "a" {
+                sink.linger = Millis(150);
+            }
             let mut topic = sink.topic(&open, Some(&id))?;
             topic.discards = true;
             fence(&topic, &id)?;
             Ok(Arc::new(Side { topic, busy: AtomicBool::new(false) }))
         };
+        let early = failpoint::has(Flaw::MarkerBeforeFence).then(|| Marker::find(sink, &open)).transpose()?;
+        if early.is_some() {
+            failpoint::reached(Point::MarkerFound);
+        }
         let (first, second) = std::thread::scope(|scope| {
             let second = scope.spawn(|| side("b"));
             (side("a"), second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         let sides = [first?, second?];
+        failpoint::reached(Point::WritersFenced);
         // Both are fenced: from here on nobody else can move the marker.
-        let (marker, found) = Marker::find(sink, &open)?;
+        let (marker, found) = match early {
+            None => Marker::find(sink, &open)?,
+            Some(early) => early,
+        };
+        failpoint::reached(Point::MarkerFound);
         redo(&sides[0].topic, &marker, &open, found)?;
         let committed = Arc::new(Committed::default());
         let (steps, waiting) = unbounded();
@@ -179,7 +193,8 @@ impl SinkWriter for Transactional {
             // Two producers race each other to the broker: the next begins when the last has been acknowledged, or a
             // key's records could change places.
             let last = &self.producers[1 - self.current].topic;
-            if last.producer.context().outstanding() > 0 || self.producers[self.current].busy.load(Ordering::Acquire) {
+            let acknowledged = last.producer.context().outstanding() == 0 || failpoint::has(Flaw::NoOrder);
+            if !acknowledged || self.producers[self.current].busy.load(Ordering::Acquire) {
                 return Ok(from);
             }
             self.begin()?;
@@ -188,6 +203,9 @@ impl SinkWriter for Transactional {
         self.open = Some(Transaction { closed: None });
         let topic = &self.producers[self.current].topic;
         topic.take_deliveries()?;
+        if failpoint::has(Flaw::WriteTwice) {
+            topic.send(epoch, records, from)?;
+        }
         topic.send(epoch, records, from)
     }
 
@@ -259,8 +277,9 @@ impl Committing {
     fn take(&self, step: &Step) -> Result<bool, SinkError> {
         if let Some(side) = &step.side {
             drain(&side.topic)?;
+            failpoint::reached(Point::RecordsDrained);
         }
-        while !self.decided.wait(step.through, CALL_WAIT) {
+        while !failpoint::has(Flaw::CommitFirst) && !self.decided.wait(step.through, CALL_WAIT) {
             if self.decided.given_up() {
                 tracing::debug!(sink = %self.name, epoch = step.through, "never decided: left uncommitted");
                 return Ok(false);
@@ -287,10 +306,15 @@ fn drain(topic: &Topic) -> Result<(), SinkError> {
 /// Commits the drained transaction with its marker.
 fn commit(topic: &Topic, marker: &Marker, through: u64) -> Result<(), SinkError> {
     let offsets = marker.offsets(through).map_err(|error| said(topic, "make a marker", &error))?;
-    again(topic, "add the marker to the transaction", None, || {
-        topic.producer.send_offsets_to_transaction(&offsets, &marker.group, CALL_WAIT)
-    })?;
-    again(topic, "commit the transaction", None, || topic.producer.commit_transaction(CALL_WAIT))
+    if !failpoint::has(Flaw::NoMarker) {
+        again(topic, "add the marker to the transaction", None, || {
+            topic.producer.send_offsets_to_transaction(&offsets, &marker.group, CALL_WAIT)
+        })?;
+    }
+    failpoint::reached(Point::MarkerSent);
+    again(topic, "commit the transaction", None, || topic.producer.commit_transaction(CALL_WAIT))?;
+    failpoint::reached(Point::TransactionCommitted);
+    Ok(())
 }
 
 /// Takes the transactional id: whoever had it before can't commit any more, and what it left open is ended.
@@ -316,7 +340,7 @@ fn redo(topic: &Topic, marker: &Marker, open: &Open, found: Option<u64>) -> Resu
     }
     let done = found.unwrap_or(0).max(commits.known);
     let missing: Vec<&(u64, Records)> = commits.pending.iter().filter(|(epoch, _)| *epoch > done).collect();
-    let Some((through, _)) = missing.last() else { return Ok(()) };
+    let Some((through, _)) = missing.last().filter(|_| !failpoint::has(Flaw::NoRedo)) else { return Ok(()) };
     topic.producer.begin_transaction().map_err(|error| said(topic, "begin a transaction", &error))?;
     let mut count = 0;
     for (epoch, records) in &missing {
@@ -328,6 +352,7 @@ fn redo(topic: &Topic, marker: &Marker, open: &Open, found: Option<u64>) -> Resu
         count += records.len();
     }
     drain(topic)?;
+    failpoint::reached(Point::OutboxSent);
     commit(topic, marker, *through)?;
     tracing::info!(sink = %open.name, worker = open.worker, records = count, through, "committed what was decided before");
     Ok(())
