@@ -247,20 +247,24 @@ impl<S> KeyedState<S> {
             if keep(slot.key.as_slice(), &mut slot.state) {
                 continue;
             }
-            let hash = slot.hash;
             if slot.given {
-                self.removed.push((key_group(hash), slot.key.as_slice().into()));
+                self.removed.push((key_group(slot.hash), slot.key.as_slice().into()));
             }
-            let table = &mut self.index[key_group(hash) as usize];
-            if let Ok(entry) = table.find_entry(within_group(hash), |other| *other as usize == at) {
-                entry.remove();
-            }
-            *place = None;
-            self.free.push_back(at as u32);
+            self.vacate(at as u32);
             removed += 1;
         }
-        self.len -= removed;
         removed
+    }
+
+    /// Takes a key out of its slot and the index.
+    fn vacate(&mut self, at: u32) {
+        let Some(slot) = self.slots[at as usize / CHUNK][at as usize % CHUNK].take() else { return };
+        let table = &mut self.index[key_group(slot.hash) as usize];
+        if let Ok(entry) = table.find_entry(within_group(slot.hash), |other| *other == at) {
+            entry.remove();
+        }
+        self.free.push_back(at);
+        self.len -= 1;
     }
 }
 
@@ -273,22 +277,6 @@ impl<S: Default> KeyedState<S> {
 }
 
 impl<S: Serialize + DeserializeOwned> KeyedState<S> {
-    /// Gives every non-empty key group as [`rows`], whole; keys in byte order, so equal state gives equal bytes.
-    pub fn save(&self, give: &mut dyn FnMut(u16, Vec<u8>)) {
-        for (group, index) in self.index.iter().enumerate() {
-            if index.is_empty() {
-                continue;
-            }
-            let mut slots: Vec<&Slot<S>> = index.iter().map(|at| self.slot(*at)).collect();
-            slots.sort_by(|a, b| a.key.as_slice().cmp(b.key.as_slice()));
-            let mut written = rows::Writer::default();
-            for slot in slots {
-                written.put(slot.key.as_slice(), |bytes| encode(&slot.state, bytes));
-            }
-            give(group as u16, written.finish());
-        }
-    }
-
     /// Gives what has changed since the last call, or since the start, as [`rows`] of each key group with a change, in the
     /// order of the groups. A key that came and went in between is not mentioned.
     pub fn save_changes(&mut self, give: &mut dyn FnMut(u16, Vec<u8>)) {
@@ -311,8 +299,7 @@ impl<S: Serialize + DeserializeOwned> KeyedState<S> {
         }
     }
 
-    /// Takes back rows of a key group that [`save`](KeyedState::save) or [`save_changes`](KeyedState::save_changes) gave;
-    /// later changes over earlier ones.
+    /// Takes back rows of a key group that [`save_changes`](KeyedState::save_changes) gave; later changes over earlier ones.
     ///
     /// # Errors
     /// If the bytes do not decode.
@@ -341,7 +328,7 @@ impl<S: Serialize + DeserializeOwned> KeyedState<S> {
             let known = self.find(hash, key);
             let Some(value) = value else {
                 if let Some(place) = known {
-                    self.forget(place);
+                    self.vacate(place.0);
                 }
                 continue;
             };
@@ -369,19 +356,6 @@ impl<S: Serialize + DeserializeOwned> KeyedState<S> {
             slot.state = state;
         }
     }
-
-    /// Removes a key that a checkpoint says is gone.
-    fn forget(&mut self, place: Place) {
-        let at = place.0 as usize;
-        let hash = self.slot(place.0).hash;
-        let table = &mut self.index[key_group(hash) as usize];
-        if let Ok(entry) = table.find_entry(within_group(hash), |other| *other as usize == at) {
-            entry.remove();
-        }
-        self.slots[at / CHUNK][at % CHUNK] = None;
-        self.free.push_back(place.0);
-        self.len -= 1;
-    }
 }
 
 fn encode<S: Serialize>(state: &S, bytes: &mut Vec<u8>) {
@@ -391,6 +365,8 @@ fn encode<S: Serialize>(state: &S, bytes: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
@@ -424,29 +400,19 @@ mod tests {
     }
 
     #[test]
-    fn saved_state_is_equal_whatever_the_order_of_keys() {
-        let mut one: KeyedState<u32> = KeyedState::new();
-        let mut other: KeyedState<u32> = KeyedState::new();
-        for n in 0..500u32 {
-            *one.entry(format!("k{n}").as_bytes()) = n;
-            *other.entry(format!("k{}", 499 - n).as_bytes()) = 499 - n;
-        }
-        let saved = |state: &KeyedState<u32>| {
-            let mut all = Vec::new();
-            state.save(&mut |group, bytes| all.push((group, bytes)));
-            all
-        };
-        assert_eq!(saved(&one), saved(&other));
+    fn rows_that_do_not_fit_are_refused() {
+        let mut state: KeyedState<u32> = KeyedState::new();
+        *state.entry(b"key") = 7;
+        let mut saved = Vec::new();
+        state.save_changes(&mut |group, bytes| saved.push((group, bytes)));
+        let (group, bytes) = &saved[0];
         let mut back: KeyedState<u32> = KeyedState::new();
-        for (group, bytes) in saved(&one) {
-            back.load(group, &bytes).unwrap();
-        }
-        assert_eq!(saved(&back), saved(&one));
         assert!(matches!(back.load(3, &[9, 9, 9]), Err(StateError::Corrupt { key_group: 3, .. })));
-        let (group, bytes) = &saved(&one)[0];
-        let refused = back.load_checked(*group, bytes, |_| Err("of another shape".into()));
-        assert!(refused.is_err());
+        assert!(back.load_checked(*group, bytes, |_| Err("of another shape".into())).is_err());
         assert!(back.load(group + 1, bytes).is_err(), "keys of another group");
+        assert!(back.is_empty());
+        back.load(*group, bytes).unwrap();
+        assert_eq!(back.get(b"key"), Some(&7));
     }
 
     #[test]
@@ -458,11 +424,10 @@ mod tests {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             (seed >> 33) % end
         };
-        let whole = |state: &KeyedState<u64>| {
-            let mut all = Vec::new();
-            state.save(&mut |group, bytes| all.push((group, bytes)));
-            all
+        let whole = |state: &KeyedState<u64>| -> BTreeMap<Vec<u8>, u64> {
+            state.iter().map(|(key, value)| (key.to_vec(), *value)).collect()
         };
+        let mut merged: BTreeMap<u16, rows::Standing> = BTreeMap::new();
         for round in 0..50 {
             for _ in 0..next(200) {
                 *state.entry(&next(300).to_le_bytes()) += round;
@@ -470,10 +435,15 @@ mod tests {
             state.sweep(next(200) as usize, |_, value| *value % 5 != 1);
             let mut given = Vec::new();
             state.save_changes(&mut |group, bytes| given.push((group, bytes)));
+            given.iter().for_each(|(group, bytes)| merged.entry(*group).or_default().absorb(bytes).unwrap());
             if round % 10 == 9 {
-                // A copy made from the whole takes up later changes as well.
+                // A copy made from what was merged takes up later changes as well.
                 copy = KeyedState::new();
-                whole(&state).iter().for_each(|(group, bytes)| copy.load(*group, bytes).unwrap());
+                for (group, standing) in std::mem::take(&mut merged) {
+                    let bytes = standing.finish();
+                    copy.load(group, &bytes).unwrap();
+                    merged.entry(group).or_default().absorb(&bytes).unwrap();
+                }
             } else {
                 given.iter().for_each(|(group, bytes)| copy.load(*group, bytes).unwrap());
             }
