@@ -341,9 +341,9 @@ impl Store {
         let later = self.closed.iter().filter(|segment| segment.last_epoch > merged);
         let (mut files, mut bytes) = (0, 0);
         for segment in later {
-            (files, bytes) = (files + 1, bytes + segment.state_bytes);
+            (files, bytes) = (files + 1, bytes + segment.bytes);
         }
-        bytes += self.open.as_ref().map_or(0, |open| open.summary().state_bytes);
+        bytes += self.open.as_ref().map_or(0, |open| open.summary().bytes);
         let base = self.base.as_ref().map_or(0, |base| base.segment.bytes);
         let roll = self.open.as_ref().is_some_and(|open| open.summary().bytes > SEGMENT_BYTES_MAX);
         let due = bytes > base.max(CHANGES_BYTES_MIN) || files > FILES_MAX;
@@ -377,12 +377,13 @@ pub struct Published {
     pub bytes: u64,
 }
 
-/// Changes that are worth a merge, whatever the size of the state.
-const CHANGES_BYTES_MIN: u64 = 128 << 20;
+/// Segments that together are worth a merge, whatever the size of the state: a start reads them all, also outputs that were
+/// committed long ago.
+const CHANGES_BYTES_MIN: u64 = 64 << 20;
 /// Segments that are worth a merge, whatever their size.
 const FILES_MAX: usize = 16;
 /// A segment of this size is closed and another begun, so that its outputs can be forgotten.
-const SEGMENT_BYTES_MAX: u64 = 32 << 20;
+const SEGMENT_BYTES_MAX: u64 = 16 << 20;
 
 /// Reads the segments of a manifest.
 fn assemble(storage: &dyn Storage, manifest: &Manifest) -> Result<Checkpoint, CheckpointError> {

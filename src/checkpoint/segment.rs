@@ -32,8 +32,6 @@ pub struct Summary {
     pub last_epoch: u64,
     /// Bytes of the file that belong to the checkpoint.
     pub bytes: u64,
-    /// Bytes of them that are state.
-    pub state_bytes: u64,
     /// Number of blocks.
     pub blocks: u64,
     /// XXH3 of the bytes, in hexadecimal.
@@ -86,7 +84,7 @@ impl Appender {
         hash.update(MAGIC);
         let bytes = MAGIC.len() as u64;
         let checksum = String::new();
-        let summary = Summary { file: file.into(), last_epoch: 0, bytes, state_bytes: 0, blocks: 0, checksum };
+        let summary = Summary { file: file.into(), last_epoch: 0, bytes, blocks: 0, checksum };
         Ok(Appender { output, hash, summary, closed: false })
     }
 
@@ -159,9 +157,6 @@ impl Appender {
             self.summary.last_epoch = self.summary.last_epoch.max(block.epoch);
             self.summary.blocks += 1;
             self.summary.bytes += length;
-            if block.kind == Kind::State {
-                self.summary.state_bytes += length;
-            }
             if bytes.len() >= WRITE_BYTES || at + 1 == blocks.len() {
                 self.output.write(&bytes)?;
                 self.hash.update(&bytes);
