@@ -109,6 +109,23 @@ impl Prepare {
         Ok(Prepare { stage: stage.into(), filter, checks, derive, select, schema })
     }
 
+    /// What decides which rows go on: the filter, then the checks.
+    pub fn conditions(&self) -> impl Iterator<Item = &Expression> {
+        self.filter.iter().chain(&self.checks)
+    }
+
+    /// The new columns, in order.
+    pub fn derived(&self) -> impl Iterator<Item = (&str, &Expression)> {
+        self.derive
+            .iter()
+            .filter_map(|(expression, schema)| Some((schema.fields().last()?.name().as_str(), expression)))
+    }
+
+    /// Where the columns that go on stand among the input's and the new ones; `None` if all do.
+    pub fn selected(&self) -> Option<&[usize]> {
+        self.select.as_deref()
+    }
+
     /// The columns of its output.
     pub fn schema(&self) -> &SchemaRef {
         &self.schema

@@ -21,11 +21,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::checkpoint::report::NodeContents;
-use crate::checkpoint::{Block, Checkpoint, CheckpointError, Defined, Definitions, Kind, NodeState, Pending};
+use crate::checkpoint::{Block, Checkpoint, CheckpointError, Defined, Definitions, Kind, NodeState};
 use crate::plan::Plan;
-use crate::sources::{Positions, SourceKind};
+use crate::sources::SourceKind;
+pub use contents::Contents;
 
+mod contents;
 #[cfg(test)]
 mod tests;
 
@@ -52,8 +53,11 @@ pub struct NodeChange {
     pub node: String,
     /// What becomes of it.
     pub verdict: Verdict,
-    /// What would be lost of it, in words; `None` if nothing would.
-    pub loses: Option<String>,
+    /// What the checkpoint has of it, if that was [asked for](Change::measure).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub has: Option<Contents>,
+    /// What would be lost of it; `None` if nothing would.
+    pub loses: Option<Contents>,
 }
 
 /// A plan beside a checkpoint.
@@ -85,11 +89,24 @@ impl Change {
             let loses = match verdict {
                 Verdict::New => None,
                 Verdict::Keep => unread_positions(checkpoint, plan, node, bounded),
-                Verdict::Recompute | Verdict::Replace | Verdict::Drop => contents(checkpoint, node)?,
+                Verdict::Recompute | Verdict::Replace | Verdict::Drop => {
+                    Some(Contents::of(checkpoint, node)?).filter(|contents| !contents.is_empty())
+                }
             };
-            nodes.push(NodeChange { node: node.clone(), verdict, loses });
+            nodes.push(NodeChange { node: node.clone(), verdict, has: None, loses });
         }
         Ok(Change { epoch: checkpoint.progress.epoch, nodes })
+    }
+
+    /// Says of each node what the checkpoint has of it. All state is gone through for that.
+    ///
+    /// # Errors
+    /// If the checkpoint's rows are cut.
+    pub fn measure(&mut self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+        for node in &mut self.nodes {
+            node.has = Some(Contents::of(checkpoint, &node.node)?);
+        }
+        Ok(())
     }
 
     /// Whether a job may go on with the plan.
@@ -172,7 +189,7 @@ impl Change {
         tracing::info!(epoch = self.epoch, keep, new, recompute, replace, drop = dropped, "the topology has changed");
         for NodeChange { node, loses, .. } in &self.nodes {
             if let Some(lost) = loses {
-                tracing::warn!(node, lost, "dropped, as `--allow-drop` says");
+                tracing::warn!(node, %lost, "dropped, as `--allow-drop` says");
             }
         }
     }
@@ -216,45 +233,15 @@ fn topics(plan: &Plan) -> BTreeMap<&str, &[String]> {
 }
 
 /// The positions of a kept source's topics that the plan does not read.
-fn unread_positions(checkpoint: &Checkpoint, plan: &Plan, node: &str, bounded: bool) -> Option<String> {
+fn unread_positions(checkpoint: &Checkpoint, plan: &Plan, node: &str, bounded: bool) -> Option<Contents> {
     let name = node.strip_prefix("sources.").filter(|_| !bounded)?;
     let read = topics(plan).remove(name)?;
-    let positions = checkpoint.progress.positions.get(name)?;
-    let unread = positions.0.iter().filter(|((topic, _), _)| !read.contains(topic));
-    in_words(&Positions(unread.map(|(partition, next)| (partition.clone(), *next)).collect()))
-}
-
-/// What a checkpoint has of a node, in words.
-fn contents(checkpoint: &Checkpoint, node: &str) -> Result<Option<String>, CheckpointError> {
-    let name = node.split_once('.').map_or(node, |(_, name)| name);
-    Ok(match node.split_once('.') {
-        Some(("sources", _)) => checkpoint.progress.positions.get(name).and_then(in_words),
-        Some(("sinks", _)) => {
-            let of_sink = checkpoint.outbox.iter().filter(|((sink, _), _)| sink == name);
-            waiting("records", of_sink.flat_map(|(_, pending)| pending))
-        }
-        Some(("offline", _)) => waiting("rows", checkpoint.offline.get(name).into_iter().flatten()),
-        _ => match checkpoint.nodes.get(node).map(|state| NodeContents::of(node, state)).transpose()? {
-            Some(state) if state.keys > 0 => Some(format!("{} keys, {} bytes of state", state.keys, state.bytes)),
-            _ => None,
-        },
-    })
-}
-
-fn in_words(positions: &Positions) -> Option<String> {
-    let each = positions.0.iter().map(|((topic, partition), next)| format!("{topic}/{partition} at {next}"));
-    let each: Vec<String> = each.collect();
-    (!each.is_empty()).then(|| format!("the positions {}", each.join(", ")))
-}
-
-fn waiting<'a>(what: &str, pending: impl Iterator<Item = &'a <Pending as IntoIterator>::Item>) -> Option<String> {
-    let (mut bytes, mut first, mut last) = (0, u64::MAX, 0);
-    for (epoch, block) in pending {
-        (bytes, first, last) = (bytes + block.len(), first.min(*epoch), last.max(*epoch));
-    }
-    (last > 0).then(|| {
-        format!("{bytes} bytes of {what} of epochs {first} to {last} that are decided and maybe not committed yet")
-    })
+    let mut contents = Contents::of_source(checkpoint, name);
+    contents.positions.retain(|partition, _| {
+        let topic = partition.rsplit_once('/').map_or(partition.as_str(), |(topic, _)| topic);
+        !read.iter().any(|read| read == topic)
+    });
+    Some(contents).filter(|contents| !contents.is_empty())
 }
 
 /// A start that would lose something.
@@ -267,14 +254,14 @@ pub struct Refused {
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "the topology has changed since the checkpoint of epoch {}, and this would be lost:", self.epoch)?;
-        for NodeChange { node, loses, verdict } in &self.losing {
+        for NodeChange { node, loses, verdict, .. } in &self.losing {
             let why = match verdict {
                 Verdict::Drop => "is gone",
                 Verdict::Keep => "reads other topics",
                 Verdict::Replace => "is another place",
                 Verdict::New | Verdict::Recompute => "is defined otherwise",
             };
-            writeln!(f, "  {node} {why}: {}", loses.as_deref().unwrap_or_default())?;
+            writeln!(f, "  {node} {why}: {}", loses.clone().unwrap_or_default())?;
         }
         let effects = |node: &NodeChange| node.node.starts_with("sinks.") || node.node.starts_with("offline.");
         if self.losing.iter().any(effects) {

@@ -174,10 +174,7 @@ impl Store {
             if before.epoch == 0 {
                 return Ok(Some(first(job, topology, before.generation)));
             }
-            let path = storage.name(&manifest::key(before.sequence));
-            if before.job != job {
-                return Err(CheckpointError::OtherJob { path, found: before.job, wanted: job.to_string() });
-            }
+            before.check_job(storage, job)?;
             Ok(Some(before))
         })?;
         let manifest = claimed.manifest;

@@ -21,6 +21,7 @@ mod checkpoint;
 mod consume;
 mod graph;
 mod kinds;
+mod plan;
 mod produce;
 mod reference;
 mod run;
@@ -36,6 +37,7 @@ const COMMANDS: &[Entry] = &[
     entry::<consume::Consume>("consume"),
     entry::<graph::Graph>("graph"),
     entry::<kinds::Kinds>("kinds"),
+    entry::<plan::Plan>("plan"),
     entry::<produce::Produce>("produce"),
     entry::<run::ReplayArgs>("replay"),
     entry::<run::RunArgs>("run"),

@@ -29,15 +29,17 @@ use millstream_operators::prepare::Prepare;
 use millstream_operators::score::Binding;
 use millstream_operators::units::Millis;
 
+use self::lineage::Lineage;
 use crate::offline::TableKind;
 use crate::provenance::Provenance;
 use crate::sinks::SinkKind;
 use crate::sources::SourceKind;
 use crate::topology::{Engine, EventTimeConfig, History, Topology};
 
-mod definitions;
+pub mod definitions;
 mod engine;
 mod groups;
+mod lineage;
 mod names;
 mod outputs;
 mod planner;
@@ -89,8 +91,8 @@ pub struct StreamPlan {
     /// The newest model that its rows have been through: an index of [`Plan::models`]. Rows of such a stream have a
     /// prediction id.
     pub model: Option<usize>,
-    /// Digest of the node's definition and of all it reads.
-    pub hash: String,
+    /// Where its rows and the values of its columns come from.
+    pub lineage: Lineage,
 }
 
 /// What makes a stream.
@@ -156,7 +158,7 @@ pub struct GroupPlan {
     pub key: Vec<usize>,
     /// Who reads it.
     pub readers: Vec<ReaderPlan>,
-    /// Digest of the group's definition and of all it reads.
+    /// Digest of what its state follows from.
     pub hash: String,
     config: GroupConfig,
     prefix: String,
@@ -186,6 +188,8 @@ pub struct ModelPlan {
     pub path: PathBuf,
     /// The version in every prediction.
     pub version: String,
+    /// Digest of the file.
+    pub digest: String,
     /// Which columns fill which inputs, and what comes out.
     pub binding: Binding,
 }

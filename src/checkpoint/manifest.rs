@@ -178,6 +178,15 @@ impl Manifest {
         manifest.map(Some).map_err(|detail| CheckpointError::Corrupt { path, detail })
     }
 
+    /// Refuses a manifest of another job than `job`.
+    pub fn check_job(&self, storage: &dyn Storage, job: &str) -> Result<(), CheckpointError> {
+        if self.job == job {
+            return Ok(());
+        }
+        let path = storage.name(&key(self.sequence));
+        Err(CheckpointError::OtherJob { path, found: self.job.clone(), wanted: job.to_string() })
+    }
+
     /// Reads a file that [`text`](Manifest::text) wrote.
     pub fn parse(text: &[u8]) -> Result<Manifest, String> {
         let manifest: Manifest = serde_json::from_slice(text).map_err(|error| format!("is not a manifest: {error}"))?;

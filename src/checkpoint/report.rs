@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::manifest::{Manifest, sequence_of};
 use super::storage::{Found, Place};
-use super::{CheckpointError, KEPT, NodeState, assemble};
+use super::{Checkpoint, CheckpointError, KEPT, NodeState, assemble};
 
 /// A checkpoint in a list.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -91,13 +91,21 @@ pub struct Pending {
 }
 
 impl Pending {
-    fn of(blocks: &super::Pending) -> Pending {
-        let epochs = || blocks.iter().map(|(epoch, _)| *epoch);
-        Pending {
-            blocks: blocks.len(),
-            bytes: blocks.iter().map(|(_, bytes)| bytes.len() as u64).sum(),
-            epochs: epochs().min().zip(epochs().max()),
+    /// Of blocks with their epochs.
+    pub fn of<'a>(blocks: impl IntoIterator<Item = &'a (u64, Vec<u8>)>) -> Pending {
+        let mut pending = Pending::default();
+        for (epoch, bytes) in blocks {
+            let (first, last) = pending.epochs.unwrap_or((*epoch, *epoch));
+            pending.epochs = Some((first.min(*epoch), last.max(*epoch)));
+            pending.blocks += 1;
+            pending.bytes += bytes.len() as u64;
         }
+        pending
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.blocks == 0
     }
 }
 
@@ -138,6 +146,29 @@ fn listed(found: &Found, manifest: &Manifest) -> Listed {
         files: segments().count(),
         bytes: segments().map(|segment| segment.bytes).sum(),
     }
+}
+
+/// The newest checkpoint of `job`, every byte of it checked, without taking it over: a running job may publish newer ones
+/// meanwhile. `None` if there is none.
+///
+/// # Errors
+/// If it is damaged, of another job or format, or can't be read.
+pub fn newest(place: &Place, job: &str) -> Result<Option<Checkpoint>, CheckpointError> {
+    let mut newest = kept(place)?.pop();
+    while let Some(found) = newest {
+        let read = manifest(place, &found).and_then(|manifest| {
+            let Some(manifest) = manifest else { return Ok(None) };
+            manifest.check_job(&*place.0, job)?;
+            assemble(&*place.0, &manifest).map(Some)
+        });
+        newest = kept(place)?.pop();
+        // A job that goes on sweeps the files that were about to be read.
+        let swept = newest.as_ref().is_some_and(|newest| newest.name != found.name);
+        if !swept || matches!(read, Ok(Some(_))) {
+            return read;
+        }
+    }
+    Ok(None)
 }
 
 /// Reads the newest checkpoint, or the newest of an epoch, every byte of it, and says what stands in it. `None` if there is

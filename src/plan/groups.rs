@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use millstream_operators::error::ConfigError;
+use millstream_operators::expressions::Expression;
 use millstream_operators::features::{FeatureGroup, GroupConfig, Reader};
 
 use super::planner::{Planner, columns, digest, type_name};
@@ -28,11 +29,42 @@ struct Group {
     key: Vec<usize>,
     /// The fields of its features, without the group's name in front.
     features: Vec<Field>,
-    hash: String,
+    made: Made,
     /// Its place in the order in which groups are read.
     rank: usize,
     /// Its instances, in [`Groups::instances`]; the first is there even if nothing reads it.
     instances: Vec<usize>,
+}
+
+/// What the state of a group follows from, as digests.
+struct Made {
+    /// The rows that feed it, its keys, and how windows are cut.
+    rows: String,
+    /// Each feature, in the order of their columns; names are not part of it.
+    features: Vec<String>,
+}
+
+/// What the state of a group that is fed by `input` follows from. How long a silent key is kept and whether features are
+/// served are not part of it, nor are names.
+fn made(input: &StreamPlan, key: &[usize], config: &GroupConfig) -> Made {
+    let (lineage, schema) = (&input.lineage, &input.schema);
+    // What does not compile has been refused; a text alone is as good then.
+    let sql = |text: &Option<String>| {
+        let text = text.as_ref()?;
+        Some(Expression::compile(text, schema).map_or_else(|_| text.clone(), |compiled| lineage.expression(&compiled)))
+    };
+    let mut features = Vec::new();
+    for aggregate in &config.aggregates {
+        let measure = digest(&sql(&aggregate.of), &sql(&aggregate.filter));
+        for window in &aggregate.windows {
+            features.extend(aggregate.ops.iter().map(|op| digest(&measure, &(op, window))));
+        }
+    }
+    for as_of in config.as_of.values() {
+        let column = schema.index_of(&as_of.column).map(|at| lineage.columns(&[at])).unwrap_or_default();
+        features.push(digest(&column, &as_of.max_age));
+    }
+    Made { rows: lineage.node(key, &config.tiles), features }
 }
 
 /// An instance of a group.
@@ -69,8 +101,8 @@ impl<'t> Planner<'t> {
                 return None;
             }
         };
-        let key = config.key.iter().filter_map(|column| schema.index_of(column).ok()).collect();
-        let hash = digest(&self.streams[input].hash, config);
+        let key: Vec<usize> = config.key.iter().filter_map(|column| schema.index_of(column).ok()).collect();
+        let made = made(&self.streams[input], &key, config);
         let rank = self.groups.by_name.len();
         let features = group.features().into_iter().map(|field| {
             let bare = field.name().strip_prefix(&format!("{name}.")).unwrap_or(field.name()).to_string();
@@ -78,7 +110,7 @@ impl<'t> Planner<'t> {
         });
         let features = features.collect();
         let instances = vec![self.groups.instance(name, name)];
-        let group = Group { config: config.clone(), input, key, features, hash, rank, instances };
+        let group = Group { config: config.clone(), input, key, features, made, rank, instances };
         self.groups.by_name.insert(name.to_string(), group);
         Some(())
     }
@@ -219,14 +251,18 @@ impl<'t> Planner<'t> {
         let feeds = feeds(group, vector, read.join);
         let renamed = |f: &Field| Field::new(format!("{}.{}", read.prefix, f.name()), f.data_type().clone(), true);
         let added: Vec<Field> = group.features.iter().map(renamed).collect();
-        let names = added.iter().map(|field| field.name().clone()).collect();
+        let names: Vec<String> = added.iter().map(|field| field.name().clone()).collect();
         let spine = self.streams[input].schema.clone();
         let schema = beside(&spine, added);
-        let hash = digest(&(&self.streams[input].hash, &group.hash), read.join);
+        let lineage = &self.streams[input].lineage;
+        let how = digest(&lineage.columns(&read.on), &read.join.exclude_self);
+        let columns = names.iter().zip(&group.made.features);
+        let columns = columns.map(|(name, made)| (name.clone(), digest(&(&how, &group.made.rows), made)));
+        let lineage = lineage.beside(columns);
         let group = self.groups.free_instance(group_name, vector_name, read.prefix, feeds);
         let reader = self.groups.instances[group].readers.len();
         let node = Node::Read { group, reader, input };
-        let output = self.add(&format!("{vector_name}.{}", read.prefix), schema, node, hash);
+        let output = self.add(&format!("{vector_name}.{}", read.prefix), schema, node, lineage);
         let plan = ReaderPlan { input, output, feeds, on: read.on.clone() };
         let on = read.on.iter().map(|column| spine.field(*column).name().clone()).collect();
         let reader = Reader { name: vector_name.to_string(), spine, on, exclude_self: read.join.exclude_self, feeds };
@@ -286,7 +322,7 @@ impl Groups {
                 input: group.input,
                 key: group.key.clone(),
                 readers: plans_of_readers,
-                hash: group.hash.clone(),
+                hash: digest(&group.made.rows, &group.made.features),
                 config: GroupConfig { online: group.config.online && first, ..group.config.clone() },
                 prefix: instance.prefix,
                 input_schema: streams[group.input].schema.clone(),

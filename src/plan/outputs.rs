@@ -59,7 +59,8 @@ impl<'t> Planner<'t> {
             self.refuse([ConfigError::new(at, error.message)]);
         });
         let (condition, detector) = (condition.ok()?, detector.ok()?);
-        let hash = digest(&self.streams[stream].hash, &(definition, &detector));
+        let lineage = &self.streams[stream].lineage;
+        let hash = lineage.node(&[index], &(condition.as_ref().map(|sql| lineage.expression(sql)), &detector));
         self.detectors.push(DetectorPlan { name: name.to_string(), stream, column: index, condition, detector, hash });
         Some(())
     }
@@ -104,17 +105,22 @@ impl<'t> Planner<'t> {
         }
         let model = self.streams[predictions].model?;
         let score = self.streams[predictions].schema.index_of("score").ok()?;
-        let hash = digest(&(&self.streams[predictions].hash, &self.streams[labels].hash), definition);
+        let (slices, value) = (slices?, value?);
+        let judged: Vec<usize> = prediction_key.iter().chain([&score]).chain(&slices).copied().collect();
+        let judged = self.streams[predictions].lineage.node(&judged, &(definition.on.len(), &definition.slices));
+        let label = &self.streams[labels].lineage;
+        let label = label.node(&label_key, &(label.expression(&value), definition.window));
+        let hash = digest(&judged, &label);
         self.outcomes.push(OutcomePlan {
             name: name.to_string(),
             model,
             predictions,
             prediction_key,
             score,
-            slices: slices?,
+            slices,
             labels,
             label_key,
-            value: value?,
+            value,
             window: definition.window,
             hash,
         });

@@ -10,6 +10,7 @@ use millstream_operators::key;
 use serde::Serialize;
 
 use super::groups::Groups;
+use super::lineage::Lineage;
 use super::names::{self, Names, Reference, Section, Wanted};
 use super::{DetectorPlan, ModelPlan, Node, OfflinePlan, OutcomePlan, Plan, SinkPlan, StreamPlan};
 use super::{engine, warnings};
@@ -158,7 +159,7 @@ impl<'t> Planner<'t> {
             folder: self.folder.to_path_buf(),
             engine: self.topology.engine.clone(),
             hash: digest(
-                &(&self.topology.name, self.streams.iter().map(|s| &s.hash).collect::<Vec<_>>()),
+                &(&self.topology.name, self.models.iter().map(|model| &model.digest).collect::<Vec<_>>()),
                 &definitions(self.topology),
             ),
             streams: self.streams,
@@ -173,13 +174,13 @@ impl<'t> Planner<'t> {
     }
 
     /// Adds a stream; gives its index.
-    pub fn add(&mut self, name: &str, schema: SchemaRef, node: Node, hash: String) -> usize {
+    pub fn add(&mut self, name: &str, schema: SchemaRef, node: Node, lineage: Lineage) -> usize {
         let model = match &node {
             Node::Source(_) => None,
             Node::Score { model, .. } => Some(*model),
             Node::Prepare { input, .. } | Node::Read { input, .. } => self.streams[*input].model,
         };
-        self.streams.push(StreamPlan { name: name.to_string(), schema, node, model, hash });
+        self.streams.push(StreamPlan { name: name.to_string(), schema, node, model, lineage });
         self.by_name.insert(name.to_string(), self.streams.len() - 1);
         self.streams.len() - 1
     }
@@ -196,7 +197,7 @@ impl<'t> Planner<'t> {
     }
 }
 
-/// The digest of a definition and of what it reads.
+/// The digest of a definition and of what it reads. Checkpoints keep it: what is given must be written alike by all builds.
 pub(super) fn digest(reads: &impl Serialize, definition: &impl Serialize) -> String {
     // A definition is plain data with texts as keys: it can always be written as JSON.
     let text = serde_json::to_string(&(reads, definition)).unwrap_or_default();

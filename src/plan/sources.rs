@@ -5,7 +5,8 @@ use millstream_operators::decode::{Decoder, DecoderConfig};
 use millstream_operators::error::ConfigError;
 use millstream_operators::validate::EventTimeRule;
 
-use super::planner::{Planner, digest};
+use super::lineage::Lineage;
+use super::planner::Planner;
 use super::{Node, SourcePlan};
 use crate::kafka::options::OptionError;
 use crate::sources::SourceKind;
@@ -46,9 +47,7 @@ impl<'t> Planner<'t> {
             delimiter: delimiter(source),
             history: source.history.clone(),
         };
-        // Where the events come from may change without a change of what is known about them.
-        let hash = digest(&(), &(&source.schema, &source.event_time, &source.ranges, &source.checks));
-        self.add(name, schema, Node::Source(Box::new(plan)), hash);
+        self.add(name, schema, Node::Source(Box::new(plan)), Lineage::source(name, source));
         Some(())
     }
 }

@@ -41,9 +41,9 @@ impl<'t> Planner<'t> {
         };
         match PrepareOperator::compile(name, &config, &schema) {
             Ok(operator) => {
-                let hash = digest(&self.streams[input].hash, prepare);
+                let lineage = self.streams[input].lineage.prepared(&operator);
                 let schema = operator.schema().clone();
-                self.add(name, schema, Node::Prepare { input, operator }, hash);
+                self.add(name, schema, Node::Prepare { input, operator }, lineage);
                 Some(())
             }
             Err(errors) => {
@@ -85,11 +85,17 @@ impl<'t> Planner<'t> {
             self.refuse([ConfigError::new(format!("{at}.threshold"), "the threshold must be a number")]);
         }
         let version = model.version.clone().unwrap_or_else(|| signature.version().to_string());
-        let hash = digest(&(&self.streams[input].hash, &signature.digest), model);
+        // The answers follow from the file, the columns that it is given, and what is taken of its outputs.
+        let given: Vec<usize> = binding.inputs.iter().flat_map(|input| &input.columns).copied().collect();
+        let read = &self.streams[input].lineage;
+        let made = digest(&(&signature.digest, read.columns(&given)), &(&model.output, model.class, model.threshold));
+        let answers = binding.schema.fields().iter().skip(schema.fields().len());
+        let lineage = read.beside(answers.map(|field| (field.name().clone(), digest(&made, field.name()))));
         let output = binding.schema.clone();
-        self.models.push(ModelPlan { name: name.to_string(), path, version, binding });
+        let digest = signature.digest.clone();
+        self.models.push(ModelPlan { name: name.to_string(), path, version, digest, binding });
         let node = Node::Score { input, model: self.models.len() - 1 };
-        self.add(name, output, node, hash);
+        self.add(name, output, node, lineage);
         Some(())
     }
 }

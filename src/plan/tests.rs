@@ -134,8 +134,8 @@ fn a_digest_follows_what_a_node_reads_and_nothing_else() {
         let topology = Topology::new("test").source("first", first).prepare("middle", middle);
         let other = Prepare::new("first").derive("b", other);
         let plan = plan(&topology.prepare("last", Prepare::new("middle")).prepare("other", other));
-        let hash = |name: &str| plan.stream(name).map(|stream| plan.streams[stream].hash.clone());
-        (hash("first"), hash("last"))
+        let lineage = |name: &str| plan.stream(name).map(|stream| plan.streams[stream].lineage.clone());
+        (lineage("first"), lineage("last"))
     };
     let (first, last) = topology("n + 1", "n");
     assert_eq!(topology("n + 1", "n * 2"), (first.clone(), last.clone()));
