@@ -9,7 +9,7 @@
 //! [`FeatureGroup`] is the operator (`group`); `definition` compiles a [`GroupConfig`] for it; `incoming` makes a batch
 //! ready; `entity` is the state of one key: a `ring` of events under sliding `windows`, summed up ([`summary`]) without
 //! drift ([`wide`]), and the values of `as_of` lookups. [`aggregates`] is the family of functions; `answers` builds the
-//! columns.
+//! columns. `carry` takes state over to another definition.
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -21,6 +21,7 @@ pub mod aggregates;
 mod answers;
 mod as_of;
 mod build;
+mod carry;
 mod definition;
 mod entity;
 mod group;
@@ -31,6 +32,7 @@ pub mod wide;
 mod windows;
 
 pub use aggregates::{AggregateFunction, Op};
+pub use carry::Shape;
 pub use group::{FeatureGroup, Reader};
 
 /// A feature group: what is remembered for each key, and the features that follow from it.

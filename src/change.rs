@@ -2,7 +2,8 @@
 //!
 //! State belongs to a node's name and definition. A node of the checkpoint that the plan has under the same name with the
 //! same definition is **kept**, whatever else has changed. One of another definition is **recomputed**: it begins empty,
-//! and new records fill it. A source, sink or table of another place is **replaced**. One that the plan lacks is **dropped**. What the checkpoint lacks is **new**.
+//! and new records fill it; a feature group that has some aggregates in common with itself is **extended**: they go on. A
+//! source, sink or table of another place is **replaced**. One that the plan lacks is **dropped**. What the checkpoint lacks is **new**.
 //!
 //! ```text
 //! checkpoint: features.card 5f0c…  features.shop a18b…  drift.amount 77d1…
@@ -25,8 +26,10 @@ use crate::checkpoint::{Block, Checkpoint, CheckpointError, Defined, Definitions
 use crate::plan::Plan;
 use crate::sources::SourceKind;
 pub use contents::Contents;
+use groups::Layout;
 
 mod contents;
+mod groups;
 #[cfg(test)]
 mod tests;
 
@@ -38,9 +41,11 @@ pub enum Verdict {
     Keep,
     /// It begins.
     New,
+    /// It is a feature group that is defined otherwise, and goes on with what the two definitions have in common.
+    Extend,
     /// It is computed otherwise: what the checkpoint has of it is dropped, and new records fill it.
     Recompute,
-    /// It reads from or writes to another place: what the checkpoint has on the old one is dropped.
+    /// It is a source, sink or table of another place: what the checkpoint has of the old one is dropped.
     Replace,
     /// It is gone, and so is what the checkpoint has of it.
     Drop,
@@ -82,12 +87,20 @@ impl Change {
             let verdict = match (was.get(node), is.get(node)) {
                 (Some(was), Some(is)) if was.digest == *is => Verdict::Keep,
                 (Some(_), Some(_)) if is_end(node) => Verdict::Replace,
+                (Some(_), Some(_)) if lost_of_group(checkpoint, plan, node).is_some() => Verdict::Extend,
                 (Some(_), Some(_)) => Verdict::Recompute,
                 (None, _) => Verdict::New,
                 (Some(_), None) => Verdict::Drop,
             };
             let loses = match verdict {
                 Verdict::New => None,
+                Verdict::Extend => {
+                    let aggregates = lost_of_group(checkpoint, plan, node).filter(|(lost, _)| *lost > 0);
+                    let contents = Contents::of(checkpoint, node)?;
+                    aggregates
+                        .filter(|_| contents.keys > 0)
+                        .map(|aggregates| Contents { aggregates: Some(aggregates), ..contents })
+                }
                 Verdict::Keep => unread_positions(checkpoint, plan, node, bounded),
                 Verdict::Recompute | Verdict::Replace | Verdict::Drop => {
                     Some(Contents::of(checkpoint, node)?).filter(|contents| !contents.is_empty())
@@ -128,8 +141,18 @@ impl Change {
     }
 
     /// Leaves in the checkpoint what the plan goes on with. Gives the state that is made of it anew, for the next checkpoint:
-    /// a further instance of a kept feature group has seen the same rows as the first, and begins with the same state.
-    pub fn apply(&self, checkpoint: &mut Checkpoint, plan: &Plan, bounded: bool) -> Vec<Block> {
+    /// what a feature group has in common with itself, and that of a further instance of a group, which has seen the same
+    /// rows as the first, and begins with the same state.
+    ///
+    /// # Errors
+    /// If the checkpoint's rows do not decode.
+    pub fn apply(
+        &self,
+        checkpoint: &mut Checkpoint,
+        plan: &Plan,
+        bounded: bool,
+    ) -> Result<Vec<Block>, CheckpointError> {
+        let made = self.states(checkpoint, plan)?;
         let kept: BTreeSet<&str> =
             self.nodes.iter().filter(|node| node.verdict == Verdict::Keep).map(|node| node.node.as_str()).collect();
         let kept = |section: &str, name: &str| kept.contains(format!("{section}.{name}").as_str());
@@ -157,20 +180,38 @@ impl Change {
             }
         }
         let first = progress.epoch + 1;
-        let mut made = Vec::new();
+        let blocks = made.iter().flat_map(|(node, state)| blocks(node, first, state)).collect();
+        checkpoint.nodes.extend(made);
+        Ok(blocks)
+    }
+
+    /// The states that are made anew, of a checkpoint that is still whole.
+    fn states(&self, checkpoint: &Checkpoint, plan: &Plan) -> Result<Vec<(String, NodeState)>, CheckpointError> {
+        let before = &checkpoint.progress.definitions;
+        let verdict = |path: &str| self.nodes.iter().find(|node| node.node == path).map(|node| node.verdict);
+        let mut made: Vec<(String, NodeState)> = Vec::new();
         for group in &plan.groups {
-            let (node, name) = (group.path(), group.name.split('#').next().unwrap_or_default());
-            let Some(state) = checkpoint.nodes.get(&format!("features.{name}")).filter(|_| belongs_to_group(&node))
-            else {
-                continue;
-            };
-            if !before.contains_key(&node) {
-                let state = state.clone();
-                made.extend(blocks(&node, first, &state));
-                checkpoint.nodes.insert(node, state);
+            let first = group.first_path();
+            let verdict = verdict(&first);
+            if verdict != Some(Verdict::Keep) && group.is_first() {
+                made.push((group.shape_path(), Layout::of(group).state()));
             }
+            let state = match verdict {
+                Some(Verdict::Extend) if group.is_first() => {
+                    let Some(was) = Layout::read(checkpoint, group) else { continue };
+                    let is = Layout::of(group);
+                    if let Some(served) = checkpoint.nodes.get(&group.online_path()).filter(|_| group.online) {
+                        made.push((group.online_path(), was.carry_served(&is, group, served)?));
+                    }
+                    checkpoint.nodes.get(&first).map(|state| was.carry(&is, group, state)).transpose()?
+                }
+                Some(Verdict::Extend) => made.iter().find(|(node, _)| *node == first).map(|(_, state)| state.clone()),
+                Some(Verdict::Keep) if !before.contains_key(&group.path()) => checkpoint.nodes.get(&first).cloned(),
+                _ => None,
+            };
+            made.extend(state.map(|state| (group.path(), state)));
         }
-        made
+        Ok(made)
     }
 
     /// Whether anything differs.
@@ -185,8 +226,18 @@ impl Change {
             nodes.map(|node| node.node.as_str()).collect::<Vec<_>>().join(" ")
         };
         let (keep, new) = (named(Verdict::Keep), named(Verdict::New));
-        let (recompute, replace, dropped) = (named(Verdict::Recompute), named(Verdict::Replace), named(Verdict::Drop));
-        tracing::info!(epoch = self.epoch, keep, new, recompute, replace, drop = dropped, "the topology has changed");
+        let (extend, recompute) = (named(Verdict::Extend), named(Verdict::Recompute));
+        let (replace, dropped) = (named(Verdict::Replace), named(Verdict::Drop));
+        tracing::info!(
+            epoch = self.epoch,
+            keep,
+            new,
+            extend,
+            recompute,
+            replace,
+            drop = dropped,
+            "the topology has changed"
+        );
         for NodeChange { node, loses, .. } in &self.nodes {
             if let Some(lost) = loses {
                 tracing::warn!(node, %lost, "dropped, as `--allow-drop` says");
@@ -212,10 +263,22 @@ fn blocks(node: &str, epoch: u64, state: &NodeState) -> Vec<Block> {
     parts.map(|(part, bytes)| Block { kind: Kind::State, name: name.clone(), part, epoch, bytes }).collect()
 }
 
-/// Whether a node is a further instance of a feature group (`features.card#2`) or its served features
-/// (`features.card.online`): what happens to it follows from the group.
+/// What a job that begins with the plan has to say of its nodes in its first checkpoint.
+pub fn begin(plan: &Plan) -> Vec<Block> {
+    let first = plan.groups.iter().filter(|group| group.is_first());
+    first.flat_map(|group| blocks(&group.shape_path(), 1, &Layout::of(group).state())).collect()
+}
+
+/// Whether a node is a further instance of a feature group (`features.card#2`), its served features
+/// (`features.card.online`) or what stands where in its state (`features.card.shape`): what happens to it follows from the group.
 fn belongs_to_group(node: &str) -> bool {
     node.split_once('.').is_some_and(|(_, name)| name.contains(['#', '.']))
+}
+
+/// How many aggregates of a feature group would be lost, and of how many; `None` if it can't go on at all.
+fn lost_of_group(checkpoint: &Checkpoint, plan: &Plan, node: &str) -> Option<(usize, usize)> {
+    let group = plan.groups.iter().find(|group| group.path() == node)?;
+    Layout::read(checkpoint, group)?.lost(&Layout::of(group))
 }
 
 /// Whether a node is where records come in or go out.
@@ -258,8 +321,7 @@ impl fmt::Display for Refused {
             let why = match verdict {
                 Verdict::Drop => "is gone",
                 Verdict::Keep => "reads other topics",
-                Verdict::Replace => "is another place",
-                Verdict::New | Verdict::Recompute => "is defined otherwise",
+                Verdict::New | Verdict::Extend | Verdict::Recompute | Verdict::Replace => "is defined otherwise",
             };
             writeln!(f, "  {node} {why}: {}", loses.clone().unwrap_or_default())?;
         }

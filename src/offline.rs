@@ -80,6 +80,9 @@ pub enum Begin {
     /// The job goes on behind this epoch, of its checkpoint. Rows of later epochs, which a run that was killed had already
     /// committed, are removed from the table: they will be made again.
     After(u64),
+    /// The job goes on behind this epoch, and the table is new to it. Rows that it had committed there in a former life are
+    /// left, unless they are of later epochs: the new ones could not be told from them.
+    Joining(u64),
 }
 
 /// The offline store failed.

@@ -33,12 +33,14 @@ use crate::metrics::catalogue::*;
 use crate::metrics::{CounterHandle, GaugeHandle, HistogramHandle};
 use row::Layout;
 
+mod carry;
 mod read;
 mod row;
 mod save;
 
+pub use carry::{Packed, carry};
 pub use read::{Features, UnknownGroup};
-pub use row::{parse_time, time_text};
+pub use row::{Kind, parse_time, time_text};
 
 /// The column of a published batch that holds the key's text.
 pub const KEY: &str = "key";

@@ -160,6 +160,7 @@ pub struct GroupPlan {
     pub readers: Vec<ReaderPlan>,
     /// Digest of what its state follows from.
     pub hash: String,
+    made: groups::Made,
     config: GroupConfig,
     prefix: String,
     input_schema: SchemaRef,

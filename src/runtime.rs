@@ -22,5 +22,6 @@ pub mod route;
 pub mod seeds;
 pub mod shared;
 pub mod signals;
+pub mod take_up;
 pub mod time;
 pub mod worker;

@@ -52,8 +52,13 @@ fn duckdb_and_deltalake_for_python_read_the_table() {
         topology_hash: "0123".into(),
         folder: folder.path().into(),
         workers: 2,
-        begin: Begin::Anew,
-        tables: vec![OpenTable { name: "delay".into(), config, schema: rows(0, 0..1).records.schema(), origins }],
+        tables: vec![OpenTable {
+            name: "delay".into(),
+            config,
+            schema: rows(0, 0..1).records.schema(),
+            origins,
+            begin: Begin::Anew,
+        }],
         decided: Arc::new(Decided::new(u64::MAX / 2)),
         pending: vec![Vec::new()],
     };

@@ -28,6 +28,13 @@ pub struct Measure {
     pub needs: Parts,
 }
 
+impl Measure {
+    /// The value and the condition as they were written.
+    pub fn written(&self) -> (Option<&str>, Option<&str>) {
+        (self.of.as_deref(), self.filter.as_deref())
+    }
+}
+
 /// An as-of lookup.
 #[derive(Debug)]
 pub struct Lookup {

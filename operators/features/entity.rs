@@ -101,6 +101,16 @@ impl Entity {
         &self.summaries
     }
 
+    /// The items of its windows.
+    pub fn rings(&self) -> &[Ring] {
+        &self.rings
+    }
+
+    /// The items of its windows, for change; its views must not have been read yet.
+    pub fn rings_mut(&mut self) -> &mut [Ring] {
+        &mut self.rings
+    }
+
     /// Approximate bytes of memory.
     pub fn size_bytes(&self) -> usize {
         let rings: usize = self.rings.iter().map(|ring| size_of::<Ring>() + ring.size_bytes()).sum();

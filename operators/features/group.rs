@@ -150,6 +150,11 @@ impl FeatureGroup {
         })
     }
 
+    /// What it was compiled to.
+    pub(super) fn definition(&self) -> &Definition {
+        &self.definition
+    }
+
     /// The features as columns of a vector, under their full names `group.feature`.
     pub fn features(&self) -> Vec<Field> {
         self.features.clone()

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::wide::Wide;
 
 /// A set of the parts of a [`Summary`]. The count is always kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
 pub struct Parts(u8);
 
 impl Parts {

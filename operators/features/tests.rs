@@ -6,9 +6,10 @@ use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, RecordB
 use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, Schema, SchemaRef};
 use proptest::prelude::*;
 
-use super::{FeatureGroup, GroupConfig, Reader};
+use super::{FeatureGroup, GroupConfig, Reader, Shape};
 use crate::{Batch, Operator, Outputs, Row};
 
+mod carry;
 mod contract;
 mod golden;
 mod properties;

@@ -14,6 +14,9 @@ pub struct Contents {
     /// Keys of its state.
     #[serde(skip_serializing_if = "is_zero")]
     pub keys: u64,
+    /// Aggregates that are lost of a group, and how many there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aggregates: Option<(usize, usize)>,
     /// Bytes of its state, each key once.
     #[serde(skip_serializing_if = "is_zero")]
     pub bytes: u64,
@@ -75,7 +78,10 @@ impl Contents {
 
 impl fmt::Display for Contents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Contents { keys, bytes, positions, length, waiting } = self;
+        let Contents { keys, aggregates, bytes, positions, length, waiting } = self;
+        if let Some((lost, all)) = aggregates {
+            return write!(f, "{lost} of {} of {}", counted(*all as u64, "aggregate"), counted(*keys, "key"));
+        }
         let mut parts = Vec::new();
         if *keys > 0 {
             parts.push(format!("{}, {bytes} bytes of state", counted(*keys, "key")));

@@ -218,12 +218,24 @@ fn a_start_takes_up_what_is_kept_and_nothing_else() {
         let after = plan(&BEFORE.replacen(old, new, 1));
         let mut taken = checkpoint(&before);
         let change = Change::between(&taken, &after, false).unwrap();
-        assert_eq!(change.apply(&mut taken, &after, false), Vec::new());
+        let made = change.apply(&mut taken, &after, false).unwrap();
+        // Groups that begin say what stands where in their state.
+        let begins = |node: &&NodeChange| matches!(node.verdict, Verdict::New | Verdict::Recompute);
+        let groups = change.nodes.iter().filter(begins).filter(|node| node.node.starts_with("features."));
+        let shapes: Vec<String> = groups.map(|node| format!("{}.shape", node.node)).collect();
+        assert_eq!(
+            made.iter().map(|block| block.name.to_string()).collect::<BTreeSet<_>>(),
+            shapes.iter().cloned().collect()
+        );
         // What is taken up of a checkpoint of everything is what there would be of the nodes that are kept.
         let planned = after.definitions();
         let mut expected = checkpoint(&before);
         let kept = |node: &str| change.nodes.iter().any(|n| n.node == node && n.verdict == Verdict::Keep);
-        expected.nodes.retain(|node, _| kept(node.trim_end_matches(".online")) && planned.contains_key(node));
+        let group = |node: &str| node.trim_end_matches(".online").trim_end_matches(".shape").to_string();
+        expected.nodes.retain(|node, _| kept(&group(node)) && planned.contains_key(node));
+        for block in made {
+            expected.nodes.insert(block.name.to_string(), [(block.part, vec![block.bytes])].into());
+        }
         expected.outbox.retain(|(sink, _), _| kept(&format!("sinks.{sink}")));
         expected.offline.retain(|table, _| kept(&format!("offline.{table}")));
         let progress = &mut expected.progress;
@@ -235,7 +247,7 @@ fn a_start_takes_up_what_is_kept_and_nothing_else() {
             progress.positions.get_mut("payments").unwrap().0.remove(&("refunds".to_string(), 0));
             progress.event_times.get_mut("payments").unwrap().remove(&("refunds".to_string(), 0));
         }
-        let since = |node: &String| if kept(node.trim_end_matches(".online")) { 0 } else { 40 };
+        let since = |node: &String| if kept(&group(node)) { 0 } else { 40 };
         let defined = |(node, digest): (String, String)| (node.clone(), Defined { since: since(&node), digest });
         progress.definitions = after.definitions().into_iter().map(defined).collect();
         assert_eq!(taken, expected, "{old} -> {new}");
@@ -268,7 +280,7 @@ fn a_further_instance_of_a_group_begins_with_the_state_of_the_first() {
     let mut taken = checkpoint(&once);
     let change = Change::between(&taken, &twice, false).unwrap();
     assert!(change.is_none(), "{change:?}");
-    let made = change.apply(&mut taken, &twice, false);
+    let made = change.apply(&mut taken, &twice, false).unwrap();
     assert_eq!(taken.nodes["features.card#2"], taken.nodes["features.card"]);
     let state = &taken.nodes["features.card"][&3][0];
     let block = Block { kind: Kind::State, name: "features.card#2".into(), part: 3, epoch: 41, bytes: state.clone() };
@@ -277,10 +289,18 @@ fn a_further_instance_of_a_group_begins_with_the_state_of_the_first() {
     // The first is left alone when the second goes.
     let mut taken = checkpoint(&twice);
     let change = Change::between(&taken, &once, false).unwrap();
-    assert!(change.is_none() && change.apply(&mut taken, &once, false).is_empty());
+    assert!(change.is_none() && change.apply(&mut taken, &once, false).unwrap().is_empty());
     assert_eq!(
         taken.nodes.keys().collect::<Vec<_>>(),
-        ["drift.amount", "features.card", "features.card.online", "features.shop", "features.shop.online"]
+        [
+            "drift.amount",
+            "features.card",
+            "features.card.online",
+            "features.card.shape",
+            "features.shop",
+            "features.shop.online",
+            "features.shop.shape"
+        ]
     );
 }
 
@@ -298,4 +318,62 @@ fn names_of_streams_and_the_order_of_the_file_do_not_count() {
         let change = Change::between(&checkpoint, &plan(&text), false).unwrap();
         assert!(change.is_none(), "{}\n{text}", verdicts(&change));
     }
+}
+
+/// An aggregate more or less: the others go on, and what is gone is lost only by name.
+#[test]
+fn a_group_goes_on_with_the_aggregates_that_stay() {
+    let before = plan(BEFORE);
+    let shape = begin(&before).into_iter().find(|block| &*block.name == "features.card.shape").unwrap();
+    let mut of_all = checkpoint(&before);
+    of_all.nodes.insert("features.card.shape".into(), [(shape.part, vec![shape.bytes])].into());
+    // What stands in the state of a key is the operator's; here it is enough that it has some.
+    let sums = "{ of: amount, ops: [count, sum], windows: [1h] }";
+    let cases = [
+        ("{ of: amount, ops: [sum, max], windows: [1h, 2h] }", "features.card extend"),
+        (
+            "{ of: amount, ops: [count], windows: [30m] }, { of: amount * 2, as: twice, ops: [sum], windows: [1h] }",
+            "features.card extend",
+        ),
+        (
+            "{ of: amount * 2, as: twice, ops: [sum], windows: [1h] }, { ops: [count], windows: [1h] }",
+            "features.card recompute (1 key, 6 bytes of state)",
+        ),
+    ];
+    for (aggregates, expected) in cases {
+        let after = plan(&BEFORE.replacen(sums, aggregates, 1));
+        assert_eq!(verdicts(&Change::between(&of_all, &after, false).unwrap()), expected, "{aggregates}");
+    }
+    let two = BEFORE.replacen(sums, "{ of: amount, ops: [sum], windows: [1h] }, { ops: [count], windows: [1h] }", 1);
+    let (two, mut of_two) = (plan(&two), checkpoint(&plan(&two)));
+    let shape = begin(&two).into_iter().find(|block| &*block.name == "features.card.shape").unwrap();
+    of_two.nodes.insert("features.card.shape".into(), [(shape.part, vec![shape.bytes])].into());
+    let change = Change::between(&of_two, &before, false).unwrap();
+    assert_eq!(verdicts(&change), "features.card extend (1 of 2 aggregates of 1 key)");
+    assert!(change.permit(&[]).is_err() && change.permit(&["card".to_string()]).is_ok());
+    // State that is not what it is said to be is damage.
+    assert!(change.apply(&mut of_two, &before, false).is_err());
+}
+
+/// A build that computes another digest of the same definition would drop the state of every job that is upgraded to it: what
+/// is digested may get a field only if nothing is written for its default.
+#[test]
+fn digests_are_those_that_checkpoints_have() {
+    let found: Vec<String> =
+        plan(BEFORE).definitions().iter().map(|(node, digest)| format!("{node} {digest}")).collect();
+    let expected = [
+        "drift.amount 05bb810f722deb7f",
+        "features.card a417900bb0068f3c",
+        "features.card.online a417900bb0068f3c",
+        "features.card.shape a417900bb0068f3c",
+        "features.shop e83a05e8442fdbe3",
+        "features.shop.online e83a05e8442fdbe3",
+        "features.shop.shape e83a05e8442fdbe3",
+        "offline.seen dce72d28dec8f1fc",
+        "sinks.copy afb54b7d4d29241c",
+        "sinks.seen c621204e326e165a",
+        "sources.labels 91dfd0b1d70207b9",
+        "sources.payments 91dfd0b1d70207b9",
+    ];
+    assert_eq!(found, expected);
 }

@@ -63,6 +63,7 @@ fn text(change: &Change, refused: Option<&str>) -> String {
         let verdict = match verdict {
             Verdict::Keep => "keep",
             Verdict::New => "new",
+            Verdict::Extend => "extend",
             Verdict::Recompute => "recompute",
             Verdict::Replace => "replace",
             Verdict::Drop => "drop",

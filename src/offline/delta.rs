@@ -83,6 +83,22 @@ pub(super) enum Committed {
     Repeated,
 }
 
+/// What comes into a table: the rows of a stream.
+pub(super) struct Feed {
+    origins: Origins,
+    provenance: Vec<Provenance>,
+    /// The stream's columns and its provenance.
+    schema: SchemaRef,
+}
+
+impl Feed {
+    /// Rows with the columns of `stream`.
+    pub fn new(stream: &Schema, origins: Origins) -> Feed {
+        let provenance = Provenance::available(stream, origins.model.is_some());
+        Feed { origins, schema: Provenance::beside(stream, &provenance), provenance }
+    }
+}
+
 /// An open table: takes rows, stages files, commits.
 pub(super) struct Store {
     name: String,
@@ -90,10 +106,7 @@ pub(super) struct Store {
     topology_hash: String,
     table: DeltaTable,
     writer: RecordBatchWriter,
-    origins: Origins,
-    provenance: Vec<Provenance>,
-    /// The stream's columns and its provenance.
-    fed: SchemaRef,
+    feed: Feed,
     /// The table's columns.
     kept: SchemaRef,
     contents: Contents,
@@ -110,9 +123,8 @@ impl Store {
     /// What was tried and what the world said.
     pub async fn open(open: Open<'_>) -> Result<Self, OfflineError> {
         let name = open.name.to_owned();
-        let provenance = Provenance::available(&open.schema, open.origins.model.is_some());
-        let fed = Provenance::beside(&open.schema, &provenance);
-        let wanted = columns::stored_schema(&name, &fed)?;
+        let feed = Feed::new(&open.schema, open.origins);
+        let wanted = columns::stored_schema(&name, &feed.schema)?;
         writable(&name, &open.path)?;
         let path = open.path.to_string_lossy();
         let failed = failing(&name, "open the table");
@@ -141,9 +153,7 @@ impl Store {
             topology_hash: open.topology_hash.to_owned(),
             table,
             writer,
-            origins: open.origins,
-            provenance,
-            fed,
+            feed,
             kept: kept.into(),
             contents: Contents::default(),
             dates: BTreeSet::new(),
@@ -163,13 +173,19 @@ impl Store {
         Ok(seen.and_then(|epoch| u64::try_from(epoch).ok()))
     }
 
+    /// Rows come from another feed from now on; gives the one before.
+    pub fn feed(&mut self, feed: Feed) -> Feed {
+        std::mem::replace(&mut self.feed, feed)
+    }
+
     /// Encodes rows of a closed epoch.
     ///
     /// # Errors
     /// If a file can't be written.
     pub async fn write(&mut self, epoch: u64, batch: &Batch) -> Result<(), OfflineError> {
         let failed = failing(&self.name, "write rows");
-        let whole = self.origins.beside(batch, &self.fed, &self.provenance, epoch).map_err(|e| failed(e.into()))?;
+        let Feed { origins, provenance, schema } = &self.feed;
+        let whole = origins.beside(batch, schema, provenance, epoch).map_err(|e| failed(e.into()))?;
         let kept = columns::conform(&whole, &self.kept).map_err(|e| failed(e.into()))?;
         self.contents.add(epoch, &batch.rows);
         if let Some(dates) = kept.column_by_name(DATE) {
@@ -220,7 +236,7 @@ impl Store {
             return Ok(Committed::Repeated);
         }
         let (job, table, topology_hash) = (&self.job, &self.name, &self.topology_hash);
-        let about = contents.describe(&About { job, table, topology_hash, origins: &self.origins });
+        let about = contents.describe(&About { job, table, topology_hash, origins: &self.feed.origins });
         let properties = CommitProperties::default()
             .with_application_transaction(Transaction::new(&app, epoch as i64))
             .with_metadata(about);

@@ -1,6 +1,7 @@
 //! Rows for a table on their way through a checkpoint: decided, but maybe not committed to the table yet.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
@@ -8,11 +9,14 @@ use arrow::ipc::writer::StreamWriter;
 use millstream_operators::{Batch, Row};
 use serde::{Deserialize, Serialize};
 
+use crate::provenance::{ModelInfo, Origins};
 use crate::sources::Partitions;
 
 /// A batch as it stands in a checkpoint: partitions by name, for their numbers belong to one run.
 #[derive(Serialize, Deserialize)]
 struct Pending {
+    /// Name and version of the model that made the rows.
+    model: Option<(String, String)>,
     partitions: Vec<(String, i32)>,
     /// Source, index in `partitions`, offset, event time, arrival.
     rows: Vec<(u16, u32, i64, i64, i64)>,
@@ -20,16 +24,25 @@ struct Pending {
     columns: Vec<u8>,
 }
 
+/// Rows that wait for a table.
+#[derive(Debug, Clone)]
+pub struct PendingRows {
+    /// The rows, with the columns that their stream had.
+    pub batch: Batch,
+    /// Where they come from.
+    pub origins: Origins,
+}
+
 /// The batch as bytes.
 ///
 /// # Errors
 /// If Arrow can't write a column.
-pub fn encode(batch: &Batch, partitions: &Partitions) -> Result<Vec<u8>, ArrowError> {
+pub fn encode(batch: &Batch, origins: &Origins) -> Result<Vec<u8>, ArrowError> {
     let (mut names, mut index) = (Vec::new(), HashMap::new());
     let mut rows = Vec::with_capacity(batch.len());
     for row in batch.rows.iter() {
         let at = *index.entry(row.partition).or_insert_with(|| {
-            let (topic, partition) = partitions.name(row.partition);
+            let (topic, partition) = origins.partitions.name(row.partition);
             names.push((topic.to_string(), partition));
             names.len() as u32 - 1
         });
@@ -40,7 +53,8 @@ pub fn encode(batch: &Batch, partitions: &Partitions) -> Result<Vec<u8>, ArrowEr
     writer.write(&batch.records)?;
     writer.finish()?;
     drop(writer);
-    let pending = Pending { partitions: names, rows, columns };
+    let model = origins.model.as_ref().map(|model| (model.name.to_string(), model.version.to_string()));
+    let pending = Pending { model, partitions: names, rows, columns };
     Ok(postcard::to_allocvec(&pending).expect("plain data serializes into memory"))
 }
 
@@ -48,7 +62,7 @@ pub fn encode(batch: &Batch, partitions: &Partitions) -> Result<Vec<u8>, ArrowEr
 ///
 /// # Errors
 /// What is wrong with the bytes.
-pub fn decode(bytes: &[u8], partitions: &Partitions) -> Result<Batch, String> {
+pub fn decode(bytes: &[u8], partitions: &Arc<Partitions>) -> Result<PendingRows, String> {
     let pending: Pending = postcard::from_bytes(bytes).map_err(|error| error.to_string())?;
     let numbers: Vec<u32> = pending.partitions.iter().map(|(topic, at)| partitions.number(topic, *at)).collect();
     let mut reader = StreamReader::try_new(&pending.columns[..], None).map_err(|error| error.to_string())?;
@@ -61,20 +75,20 @@ pub fn decode(bytes: &[u8], partitions: &Partitions) -> Result<Batch, String> {
         Ok(Row { source, partition, offset, event_time, arrived_micros })
     };
     let rows: Result<Vec<Row>, String> = pending.rows.into_iter().map(row).collect();
-    Ok(Batch::new(records, rows?))
+    let model = pending.model.map(|(name, version)| ModelInfo { name: name.into(), version: version.into() });
+    let origins = Origins { partitions: partitions.clone(), model };
+    Ok(PendingRows { batch: Batch::new(records, rows?), origins })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use arrow::array::{Float64Array, RecordBatch, StringArray};
 
     use super::*;
 
     #[test]
     fn a_batch_comes_back_with_its_origins() {
-        let (here, there) = (Partitions::default(), Partitions::default());
+        let (here, there) = (Arc::new(Partitions::default()), Arc::new(Partitions::default()));
         there.number("elsewhere", 9);
         let partitions = [here.number("flights", 0), here.number("flights", 3)];
         let records = RecordBatch::try_from_iter([
@@ -90,8 +104,10 @@ mod tests {
             arrived_micros: 6,
         };
         let batch = Batch::new(records, (0..3).map(row).collect::<Vec<_>>());
-        let bytes = encode(&batch, &here).unwrap();
-        let back = decode(&bytes, &there).unwrap();
+        let model = Some(ModelInfo { name: "delay".into(), version: "3".into() });
+        let bytes = encode(&batch, &Origins { partitions: here.clone(), model: model.clone() }).unwrap();
+        let PendingRows { batch: back, origins } = decode(&bytes, &there).unwrap();
+        assert_eq!(origins.model, model);
         assert_eq!(format!("{:?}", back.records), format!("{:?}", batch.records));
         let named = |batch: &Batch, of: &Partitions| -> Vec<_> {
             batch

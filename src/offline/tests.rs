@@ -14,6 +14,7 @@ use millstream_operators::{Batch, Row};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::delta::{Committed, DeltaConfig, Open, Store};
+use super::pending::PendingRows;
 use super::*;
 use crate::provenance::{ModelInfo, Origins};
 use crate::runtime::decided::Decided;
@@ -52,8 +53,7 @@ fn open(folder: &Path, begin: Begin, workers: usize) -> OpenOffline {
         topology_hash: "abc".into(),
         folder: folder.into(),
         workers,
-        begin,
-        tables: vec![OpenTable { name: "delay".into(), config, schema: schema(), origins: origins() }],
+        tables: vec![OpenTable { name: "delay".into(), config, schema: schema(), origins: origins(), begin }],
         decided: Arc::new(Decided::new(u64::MAX / 2)),
         pending: vec![Vec::new()],
     }
@@ -75,16 +75,22 @@ fn table(folder: &Path) -> DeltaTable {
 }
 
 /// The offsets in the table, in order, repeats included.
-fn offsets(table: &DeltaTable) -> Vec<i64> {
+/// All rows, as the files hold them.
+fn rows_of(table: &DeltaTable) -> Vec<RecordBatch> {
     let mut found = Vec::new();
     for uri in table.get_file_uris().expect("loaded") {
         let file = std::fs::File::open(uri.trim_start_matches("file://")).expect("a file of the table");
         let reader =
             ParquetRecordBatchReaderBuilder::try_new(file).and_then(|builder| builder.build()).expect("Parquet");
-        for batch in reader {
-            found.extend(batch.expect("rows")["offset"].as_primitive::<Int64Type>().values());
-        }
+        found.extend(reader.map(|batch| batch.expect("rows")));
     }
+    found
+}
+
+fn offsets(table: &DeltaTable) -> Vec<i64> {
+    let rows = rows_of(table);
+    let mut found: Vec<i64> =
+        rows.iter().flat_map(|batch| batch["offset"].as_primitive::<Int64Type>().values()).copied().collect();
     found.sort();
     found
 }
@@ -195,13 +201,53 @@ fn only_decided_epochs_are_committed() {
 fn decided_rows_of_an_earlier_run_are_committed_once() {
     let folder = tempfile::tempdir().expect("a folder");
     for start_number in 0..2 {
-        let pending = vec![vec![(4, rows(4..5)), (5, rows(5..6))]];
+        let row = |n| PendingRows { batch: rows(n..n + 1), origins: origins() };
+        let pending = vec![vec![(4, row(4)), (5, row(5))]];
         let open = OpenOffline { pending, ..open(folder.path(), Begin::After(5), 1) };
         let (store, feeders) = start(open).expect("opens");
         drop(feeders);
         store.finish(WAIT).expect("it ends well");
         assert_eq!(offsets(&table(folder.path())), [4, 5], "start {start_number}");
     }
+}
+
+/// The stream has another column and another model now; the rows are of before.
+#[test]
+fn rows_that_wait_have_the_columns_and_the_model_of_their_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pending = vec![vec![(4, PendingRows { batch: rows(0..2), origins: origins() })]];
+    let mut open = OpenOffline { pending, ..open(folder.path(), Begin::After(4), 1) };
+    let fields = [Field::new("wind", DataType::Int64, true), Field::new("mean", DataType::Float64, true)];
+    open.tables[0].schema = Arc::new(Schema::new(fields.to_vec()));
+    let model = Some(ModelInfo { name: "delay".into(), version: "4".into() });
+    open.tables[0].origins = Origins { model, ..origins() };
+    let (store, feeders) = start(open).expect("opens");
+    let records = RecordBatch::try_from_iter([
+        ("wind", Arc::new(arrow::array::Int64Array::from(vec![7])) as ArrayRef),
+        ("mean", Arc::new(Float64Array::from(vec![0.5]))),
+    ]);
+    let row = Row { source: 0, partition: 0, offset: 2, event_time: 2 * DAY, arrived_micros: 0 };
+    let later =
+        RecordBatch::try_new(Arc::new(Schema::new(fields.to_vec())), records.expect("columns").columns().to_vec());
+    feeders[0].feed(0, 5, Batch::new(later.expect("columns"), vec![row]));
+    feeders[0].close(5);
+    drop(feeders);
+    store.finish(WAIT).expect("it ends well");
+    let mut found = Vec::new();
+    for batch in rows_of(&table(folder.path())) {
+        let text = |name: &str| arrow::compute::cast(&batch[name], &DataType::Utf8).expect("text");
+        let columns = ["offset", "model_version", "wind"].map(text);
+        found.extend((0..batch.num_rows()).map(|row| {
+            columns
+                .each_ref()
+                .map(|column| column.is_valid(row).then(|| column.as_string::<i32>().value(row).to_string()))
+        }));
+    }
+    found.sort();
+    let row = |offset: &str, version: &str, wind: Option<&str>| {
+        [Some(offset), Some(version), wind].map(|v| v.map(String::from))
+    };
+    assert_eq!(found, [row("0", "3", None), row("1", "3", None), row("2", "4", Some("7"))]);
 }
 
 #[test]
@@ -246,6 +292,26 @@ fn a_run_that_was_killed_is_cut_back_to_its_checkpoint() {
     assert_eq!(run(Begin::AnewReplacing, 1, 0..1), [0]);
     let between = start(open(folder.path(), Begin::After(1), 1));
     assert!(between.is_ok(), "the table is where the checkpoint is");
+}
+
+#[test]
+fn a_table_that_joins_a_job_takes_no_rows_for_its_own_and_removes_none() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = |begin, epoch: u64, range: std::ops::Range<i64>| {
+        let (offline, feeders) = start(open(folder.path(), begin, 1)).expect("starts");
+        feeders[0].feed(0, epoch, rows(range));
+        feeders[0].close(epoch);
+        drop(feeders);
+        offline.finish(WAIT).expect("finishes");
+        offsets(&table(folder.path()))
+    };
+    assert_eq!(run(Begin::Joining(6), 7, 0..2), [0, 1], "it was not there");
+    // Dropped from the file at epoch 8, it comes back at epoch 20: what it had stays.
+    assert_eq!(run(Begin::Joining(20), 21, 2..4), [0, 1, 2, 3]);
+    let former =
+        start(open(folder.path(), Begin::Joining(5), 1)).err().expect("the rows are of later epochs").to_string();
+    assert!(former.contains("rows of a former life of job `flights` (up to epoch 21)"), "{former}");
+    assert_eq!(offsets(&table(folder.path())), [0, 1, 2, 3]);
 }
 
 #[test]

@@ -13,7 +13,8 @@ use millstream_operators::{Batch, Row};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, timeout_at};
 
-use super::delta::{Committed, Open, Store};
+use super::delta::{Committed, Feed, Open, Store};
+use super::pending::PendingRows;
 use super::{Begin, OfflineConfig, OfflineError, TableKind};
 use crate::failpoint::{self, Flaw};
 use crate::metrics::catalogue::*;
@@ -36,6 +37,8 @@ pub struct OpenTable {
     pub schema: SchemaRef,
     /// Makes the provenance columns, which the table has beside the stream's.
     pub origins: Origins,
+    /// What is expected of an earlier run.
+    pub begin: Begin,
 }
 
 /// What the offline store needs to start.
@@ -49,14 +52,12 @@ pub struct OpenOffline {
     pub folder: PathBuf,
     /// Number of workers that feed.
     pub workers: usize,
-    /// What is expected of an earlier run.
-    pub begin: Begin,
     /// The tables. A feed names a table by its index here.
     pub tables: Vec<OpenTable>,
     /// Says which epochs are decided: only they are committed.
     pub decided: Arc<Decided>,
     /// For each table the decided rows that may not be committed yet, by epoch.
-    pub pending: Vec<Vec<(u64, Batch)>>,
+    pub pending: Vec<Vec<(u64, PendingRows)>>,
 }
 
 enum Message {
@@ -258,7 +259,7 @@ impl TableMetrics {
 async fn redo(
     store: &mut Store,
     metrics: &TableMetrics,
-    pending: Vec<(u64, Batch)>,
+    pending: Vec<(u64, PendingRows)>,
     decided: u64,
 ) -> Result<(), OfflineError> {
     let done = store.committed_epoch().await?;
@@ -267,10 +268,17 @@ async fn redo(
         return Ok(());
     }
     let started = Instant::now();
-    for (epoch, batch) in &missing {
-        store.write(*epoch, batch).await?;
+    // They are rows of the stream as it was: its columns and model may be others now.
+    let mut own = None;
+    for (epoch, PendingRows { batch, origins }) in missing {
+        let before = store.feed(Feed::new(&batch.records.schema(), origins));
+        own.get_or_insert(before);
+        store.write(epoch, &batch).await?;
     }
     metrics.count(store.commit(decided).await?, started);
+    if let Some(own) = own {
+        store.feed(own);
+    }
     Ok(())
 }
 
@@ -287,10 +295,6 @@ struct Writer {
 
 impl Writer {
     async fn open(open: OpenOffline, shared: Arc<Shared>) -> Result<Self, OfflineError> {
-        let done = match open.begin {
-            Begin::After(epoch) => epoch,
-            Begin::Anew | Begin::AnewReplacing => 0,
-        };
         let mut tables = Vec::with_capacity(open.tables.len());
         for (number, (table, pending)) in open.tables.iter().zip(open.pending).enumerate() {
             let TableKind::Delta(config) = &table.config.table;
@@ -301,15 +305,19 @@ impl Writer {
                 path: open.folder.join(&config.path),
                 schema: table.schema.clone(),
                 origins: table.origins.clone(),
-                begin: open.begin,
+                begin: table.begin,
             })
             .await?;
+            let done = match table.begin {
+                Begin::After(epoch) | Begin::Joining(epoch) => epoch,
+                Begin::Anew | Begin::AnewReplacing => 0,
+            };
             let every = table.config.every.duration();
             let metrics = TableMetrics::new(&table.name);
             if !failpoint::has(Flaw::NoTableRedo) {
                 redo(&mut store, &metrics, pending, done).await?;
             }
-            if matches!(open.begin, Begin::After(_)) {
+            if done > 0 {
                 shared.durable[number].store(done + 1, Ordering::Release);
             }
             metrics.durable.set(done as f64);

@@ -19,17 +19,25 @@ pub(super) struct Layout {
     features: Vec<(String, Kind)>,
 }
 
-#[derive(Clone, Copy)]
-enum Kind {
+/// The types of features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A boolean.
     Bool,
+    /// A whole number.
     Int64,
+    /// A number.
     Float64,
+    /// A text.
     Text,
+    /// A time.
     Time,
 }
 
 impl Kind {
-    fn of(data_type: &DataType) -> Option<Kind> {
+    /// The type of a column's features; `None` if the store can't keep them.
+    pub fn of(data_type: &DataType) -> Option<Kind> {
         Some(match data_type {
             DataType::Boolean => Kind::Bool,
             integer if integer.is_integer() => Kind::Int64,
@@ -37,6 +45,15 @@ impl Kind {
             text if text.is_string() => Kind::Text,
             DataType::Timestamp(_, _) => Kind::Time,
             _ => return None,
+        })
+    }
+
+    /// Bytes of the packed value that `bytes` begin with; `None` if it is cut.
+    pub(super) fn width(self, bytes: &[u8]) -> Option<usize> {
+        Some(match self {
+            Kind::Bool => 1,
+            Kind::Int64 | Kind::Float64 | Kind::Time => 8,
+            Kind::Text => 4 + u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?) as usize,
         })
     }
 

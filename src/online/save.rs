@@ -13,7 +13,7 @@ use millstream_operators::state::{StateError, rows};
 use super::{Entry, Group, OnlineStore, VERSIONS_MAX, Version};
 
 /// Event time and packed features, newest first.
-type SavedVersions = Vec<(i64, Vec<u8>)>;
+pub(super) type SavedVersions = Vec<(i64, Vec<u8>)>;
 
 impl OnlineStore {
     /// Gives how the keys `touched` of group number `group` stand now, and which keys of `owned` key groups have expired

@@ -1,8 +1,7 @@
 //! What a checkpoint has to know of a plan: which nodes have state or an effect, and what each is defined as.
 //!
 //! A node of the dataflow is defined by its own text and by what it reads, up to the sources: a feature that was computed
-//! from other rows is another feature. An output is defined by where it writes alone: what is on its way there is encoded
-//! already.
+//! from other rows is another feature. A sink is defined by where it writes alone: what is on its way there is encoded already.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,13 +17,23 @@ impl Plan {
         let sources =
             self.sources().map(|(stream, source)| (source_path(&stream.name), digest(&(), &source.kind.kind_name())));
         let groups = self.groups.iter().map(|group| (group.path(), group.hash.clone()));
+        let shapes = self.groups.iter().filter(|group| group.is_first());
+        let shapes = shapes.map(|group| (group.shape_path(), group.hash.clone()));
         let online = self.groups.iter().filter(|group| group.online);
         let online = online.map(|group| (group.online_path(), group.hash.clone()));
         let detectors = self.detectors.iter().map(|detector| (detector.path(), detector.hash.clone()));
         let outcomes = self.outcomes.iter().map(|outcome| (outcome.path(), outcome.hash.clone()));
         let sinks = self.sinks.iter().map(|sink| (sink.path(), self.sink_digest(&sink.kind)));
         let tables = self.offline.iter().map(|table| (table.path(), self.table_digest(&table.table)));
-        sources.chain(groups).chain(online).chain(detectors).chain(outcomes).chain(sinks).chain(tables).collect()
+        sources
+            .chain(groups)
+            .chain(shapes)
+            .chain(online)
+            .chain(detectors)
+            .chain(outcomes)
+            .chain(sinks)
+            .chain(tables)
+            .collect()
     }
 
     /// A sink is where it writes and when it commits. How brokers are reached may change from start to start.
@@ -36,6 +45,7 @@ impl Plan {
         }
     }
 
+    /// A table is where it lies: rows on their way there know their columns and their model.
     fn table_digest(&self, kind: &TableKind) -> String {
         match kind {
             TableKind::Delta(delta) => digest(&kind.kind_name(), &self.beside_state(&delta.path)),
@@ -64,6 +74,21 @@ impl GroupPlan {
 }
 
 impl GroupPlan {
+    /// Whether it is the first instance of its group.
+    pub fn is_first(&self) -> bool {
+        !self.name.contains('#')
+    }
+
+    /// The path of its group's first instance.
+    pub fn first_path(&self) -> String {
+        format!("features.{}", self.name.split('#').next().unwrap_or_default())
+    }
+
+    /// The name of the state that says what stands where in its state.
+    pub fn shape_path(&self) -> String {
+        format!("{}.shape", self.path())
+    }
+
     /// The name of the state of its served features.
     pub fn online_path(&self) -> String {
         format!("{}.online", self.path())

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use millstream_operators::error::ConfigError;
 use millstream_operators::expressions::Expression;
-use millstream_operators::features::{FeatureGroup, GroupConfig, Reader};
+use millstream_operators::features::{FeatureGroup, GroupConfig, Reader, Shape};
 
 use super::planner::{Planner, columns, digest, type_name};
 use super::{GroupPlan, Node, ReaderPlan, StreamPlan};
+use crate::online::{Kind, Packed};
 use crate::topology::{Join, Vector};
 
 /// The groups while their readers are being collected.
@@ -37,11 +38,40 @@ struct Group {
 }
 
 /// What the state of a group follows from, as digests.
-struct Made {
+#[derive(Debug, Clone)]
+pub(super) struct Made {
     /// The rows that feed it, its keys, and how windows are cut.
     rows: String,
     /// Each feature, in the order of their columns; names are not part of it.
     features: Vec<String>,
+    /// What is aggregated, by value and condition as they are written.
+    measures: BTreeMap<(Option<String>, Option<String>), String>,
+    /// The columns of the lookups.
+    lookups: Vec<String>,
+}
+
+impl GroupPlan {
+    /// Digest of the rows that feed it, its keys and its tiles.
+    pub fn fed(&self) -> &str {
+        &self.made.rows
+    }
+
+    /// What stands where in its state.
+    pub fn shape(&self) -> Shape {
+        let measure = |of: Option<&str>, filter: Option<&str>| {
+            let written = (of.map(String::from), filter.map(String::from));
+            self.made.measures.get(&written).cloned().unwrap_or_default()
+        };
+        self.operator().shape(measure, &self.made.lookups)
+    }
+
+    /// What stands where in its served features.
+    pub fn served(&self) -> Vec<Packed> {
+        let fields = self.operator().features().into_iter().zip(&self.made.features);
+        let packed =
+            |(field, made): (Field, &String)| Some(Packed { made: made.clone(), kind: Kind::of(field.data_type())? });
+        fields.filter_map(packed).collect()
+    }
 }
 
 /// What the state of a group that is fed by `input` follows from. How long a silent key is kept and whether features are
@@ -53,18 +83,22 @@ fn made(input: &StreamPlan, key: &[usize], config: &GroupConfig) -> Made {
         let text = text.as_ref()?;
         Some(Expression::compile(text, schema).map_or_else(|_| text.clone(), |compiled| lineage.expression(&compiled)))
     };
-    let mut features = Vec::new();
+    let (mut features, mut measures) = (Vec::new(), BTreeMap::new());
     for aggregate in &config.aggregates {
         let measure = digest(&sql(&aggregate.of), &sql(&aggregate.filter));
+        measures.insert((aggregate.of.clone(), aggregate.filter.clone()), measure.clone());
         for window in &aggregate.windows {
             features.extend(aggregate.ops.iter().map(|op| digest(&measure, &(op, window))));
         }
     }
+    let mut lookups = Vec::new();
     for as_of in config.as_of.values() {
         let column = schema.index_of(&as_of.column).map(|at| lineage.columns(&[at])).unwrap_or_default();
+        let column = digest(&column, &());
         features.push(digest(&column, &as_of.max_age));
+        lookups.push(column);
     }
-    Made { rows: lineage.node(key, &config.tiles), features }
+    Made { rows: lineage.node(key, &config.tiles), features, measures, lookups }
 }
 
 /// An instance of a group.
@@ -323,6 +357,7 @@ impl Groups {
                 key: group.key.clone(),
                 readers: plans_of_readers,
                 hash: digest(&group.made.rows, &group.made.features),
+                made: group.made.clone(),
                 config: GroupConfig { online: group.config.online && first, ..group.config.clone() },
                 prefix: instance.prefix,
                 input_schema: streams[group.input].schema.clone(),

@@ -29,6 +29,7 @@ use crate::metrics::catalogue::{
 };
 use crate::offline;
 use crate::plan::Plan;
+use crate::provenance::Origins;
 use crate::replay::Cuts;
 
 /// How long a full disk is waited for before the job ends.
@@ -52,7 +53,7 @@ pub struct Start {
     pub store: Store,
     /// The checkpoint that the job goes on from.
     pub from: Progress,
-    /// What the first checkpoint has to bring beside the changes; `None` if none is needed before something changes.
+    /// What was made of the checkpoint for other nodes than it had; `None` if they are the same.
     pub made: Option<Vec<Block>>,
     /// The cuts of a bounded run, which know its positions.
     pub cuts: Option<Arc<Cuts>>,
@@ -63,14 +64,14 @@ pub struct Start {
 /// The running thread.
 pub struct Checkpoints {
     sender: Sender<Word>,
-    thread: JoinHandle<()>,
+    thread: JoinHandle<Option<Closing>>,
 }
 
 impl Checkpoints {
     /// Starts the thread that hears `participants` participants.
     ///
     /// # Errors
-    /// If the operating system refuses a thread.
+    /// If the checkpoint with the plan's nodes can't be written, or the operating system refuses a thread.
     pub fn start(
         mut start: Start,
         participants: usize,
@@ -94,16 +95,38 @@ impl Checkpoints {
             tables: start.plan.offline.iter().map(|table| table.name.as_str().into()).collect(),
             start,
         };
-        let run = move || gathering.run(&receiver);
+        if gathering.changed && gathering.progress.epoch > 0 {
+            gathering.adopt()?;
+        }
+        let run = move || gathering.run(&receiver).then_some(Closing(gathering));
         let thread = std::thread::Builder::new().name("checkpoints".into()).spawn(run);
         Ok(Checkpoints { sender, thread: thread.context("start the checkpoints' thread")? })
     }
 
-    /// Waits until the last epoch is decided, or it is clear that it will not be. All participants must have ended.
-    pub fn finish(self) {
+    /// Waits until the last epoch is decided, or it is clear that it will not be. All participants must have ended. Gives what
+    /// is left to do when its outputs are committed as well.
+    pub fn finish(self) -> Option<Closing> {
         drop(self.sender);
         // A panic of the thread has ended the process already.
-        drop(self.thread.join());
+        self.thread.join().ok().flatten()
+    }
+}
+
+/// The books of a job whose last epoch is decided.
+pub struct Closing(Gathering);
+
+impl Closing {
+    /// Publishes the last checkpoint once more, when everything is committed, so that it says so: nobody has to ask the world
+    /// then, and outputs may be moved or removed without a loss.
+    pub fn close(self) {
+        let Closing(mut gathering) = self;
+        let before = gathering.progress.committed.clone();
+        gathering.note(gathering.progress.epoch);
+        if gathering.progress.committed != before
+            && let Err(error) = gathering.start.store.publish(&gathering.progress, &[])
+        {
+            tracing::warn!(%error, "the last checkpoint does not say that its outputs are committed; the next start asks");
+        }
     }
 }
 
@@ -129,7 +152,19 @@ struct Gathering {
 }
 
 impl Gathering {
-    fn run(&mut self, receiver: &Receiver<Word>) {
+    /// Publishes the checkpoint that the job goes on from once more, with the nodes of a changed plan, before anything is done
+    /// with them: what a start that is killed leaves behind is then its own.
+    fn adopt(&mut self) -> anyhow::Result<()> {
+        self.note(self.progress.epoch);
+        let published = self.start.store.publish(&self.progress, &self.blocks);
+        published.context("write the checkpoint with the nodes of the changed topology")?;
+        self.blocks.clear();
+        self.changed = false;
+        Ok(())
+    }
+
+    /// Until the end of the job; true if its last epoch was decided.
+    fn run(&mut self, receiver: &Receiver<Word>) -> bool {
         loop {
             match receiver.recv_timeout(self.pause()) {
                 Ok(word) => {
@@ -142,13 +177,14 @@ impl Gathering {
             let (epoch, last) = self.complete();
             let due = last || Instant::now() >= self.due || self.waiting_bytes > WAITING_BYTES_MAX;
             if epoch > self.progress.epoch && due && !self.publish(epoch) {
-                return;
+                return false;
             }
             if last && self.progress.epoch >= epoch {
-                return;
+                return true;
             }
             if self.start.board.gates.failed.load(Ordering::Acquire) {
-                return self.start.board.decided.give_up();
+                self.start.board.decided.give_up();
+                return false;
             }
         }
     }
@@ -250,7 +286,9 @@ impl Gathering {
         }
         for (table, batch) in part.offline {
             let name = self.tables[table].clone();
-            match offline::pending::encode(&batch, &board.partitions) {
+            let stream = self.start.plan.offline[table].stream;
+            let model = self.start.plan.model_info(stream);
+            match offline::pending::encode(&batch, &Origins { partitions: board.partitions.clone(), model }) {
                 Ok(bytes) => {
                     let worker = participant as u16;
                     self.blocks.push(Block { kind: Kind::Offline, name, part: worker, epoch, bytes });

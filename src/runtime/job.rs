@@ -28,9 +28,8 @@ use super::lanes::Lanes;
 use super::ledger::{Ledger, Word};
 use super::seeds::Opening;
 use super::shared::Watermarks;
-use crate::change::{self, Change};
-use crate::checkpoint::{self, Block, Checkpoint, Definitions, Place, Store};
-use crate::failpoint::{self, Point};
+use super::take_up::{TakenUp, take_up};
+use crate::checkpoint::{Checkpoint, Place, Store};
 use crate::http::health::Health;
 use crate::offline::Begin;
 use crate::plan::Plan;
@@ -77,7 +76,7 @@ impl Job {
     pub fn start(plan: Arc<Plan>, mode: Mode, allowed: &[String]) -> anyhow::Result<Job> {
         let place = Place::folder(&plan.folder.join(&plan.engine.state));
         let store = Store::open(&place, &plan.name, &plan.hash).context("take the state folder (`engine.state`)")?;
-        let (checkpoint, made) = take_up(&store, &plan, mode, allowed)?;
+        let TakenUp { checkpoint, made, began } = take_up(&store, &plan, mode != Mode::Live, allowed)?;
         let first_epoch = checkpoint.progress.epoch + 1;
         let workers = plan.engine.workers;
         let cuts: Arc<Cuts> = Arc::default();
@@ -94,7 +93,7 @@ impl Job {
             Ledger::new(participants - 1, first_epoch - 1, words.clone())
         };
         let opening =
-            Opening { plan: &plan, from: &checkpoint, board: &board, id: store.id().to_string(), first_epoch };
+            Opening { plan: &plan, from: &checkpoint, began, board: &board, id: store.id().to_string(), first_epoch };
         let mut lanes = Lanes::start(&opening, begin(mode, &checkpoint), &mut ledgers)?;
         let (senders, inboxes) = inboxes(workers, plan.sources().count());
         let seeds = opening.seeds(&mut lanes, inboxes)?;
@@ -282,33 +281,6 @@ impl Job {
         }
         Ok(summary)
     }
-}
-
-/// Where the job goes on with its plan. If the plan is not that of the checkpoint, also what the first checkpoint with it has
-/// to bring beside the changes.
-fn take_up(
-    store: &Store,
-    plan: &Plan,
-    mode: Mode,
-    allowed: &[String],
-) -> anyhow::Result<(Checkpoint, Option<Vec<Block>>)> {
-    let loaded = store.load()?;
-    failpoint::reached(Point::StateLoaded);
-    let Some(mut checkpoint) = loaded else {
-        let definitions = change::defined(&Definitions::new(), plan, 0);
-        let progress = checkpoint::Progress { definitions, ..checkpoint::Progress::default() };
-        return Ok((Checkpoint { progress, ..Checkpoint::default() }, Some(Vec::new())));
-    };
-    let bounded = mode != Mode::Live;
-    let change = Change::between(&checkpoint, plan, bounded)?;
-    change.permit(allowed)?;
-    if !change.is_none() {
-        change.log();
-    }
-    let before = checkpoint.progress.definitions.clone();
-    let made = change.apply(&mut checkpoint, plan, bounded);
-    let changed = !change.is_none() || checkpoint.progress.definitions != before;
-    Ok((checkpoint, changed.then_some(made)))
 }
 
 /// What the offline store may find of earlier runs.

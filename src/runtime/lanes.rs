@@ -21,6 +21,7 @@ use super::ledger::{Ledger, SharedLedger};
 use super::seeds::Opening;
 use super::shared::{Gates, Watermarks};
 use super::signals::Signals;
+use crate::offline::pending::PendingRows;
 use crate::offline::{Begin, Feeder, Offline, OfflineConfig, OpenOffline, OpenTable};
 use crate::plan::{OfflinePlan, Plan};
 use crate::provenance::Origins;
@@ -232,9 +233,12 @@ impl Lanes {
         }
         let slow = slow?;
         // Tables commit what is decided.
-        checkpoints.finish();
+        let closing = checkpoints.finish();
         if let Some(offline) = self.offline {
             offline.finish(deadline)?;
+        }
+        if let Some(closing) = closing {
+            closing.close();
         }
         Ok(LanesEnd { slow })
     }
@@ -256,7 +260,7 @@ pub const NO_LANE: u64 = u64::MAX / 2;
 
 fn open_offline(opening: &Opening<'_>, begin: Begin) -> anyhow::Result<OpenOffline> {
     let (plan, board) = (opening.plan, opening.board);
-    let mut pending: Vec<Vec<(u64, Batch)>> = Vec::new();
+    let mut pending: Vec<Vec<(u64, PendingRows)>> = Vec::new();
     for table in &plan.offline {
         let mut batches = Vec::new();
         for (epoch, bytes) in opening.from.offline.get(&table.name).into_iter().flatten() {
@@ -279,6 +283,10 @@ fn open_offline(opening: &Opening<'_>, begin: Begin) -> anyhow::Result<OpenOffli
         },
         schema: plan.streams[table.stream].schema.clone(),
         origins: Origins { partitions: board.partitions.clone(), model: plan.model_info(table.stream) },
+        begin: match begin {
+            Begin::After(epoch) if opening.began.contains(&table.path()) => Begin::Joining(epoch),
+            begin => begin,
+        },
     };
     Ok(OpenOffline {
         decided: board.decided.clone(),
@@ -287,7 +295,6 @@ fn open_offline(opening: &Opening<'_>, begin: Begin) -> anyhow::Result<OpenOffli
         topology_hash: plan.hash.clone(),
         folder: plan.folder.clone(),
         workers: plan.engine.workers,
-        begin,
         tables: plan.offline.iter().map(open).collect(),
     })
 }

@@ -1,5 +1,6 @@
 //! Opens what workers are made of: sinks, models, feeds into the lanes, event times of the checkpoint.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
@@ -29,6 +30,8 @@ pub struct Opening<'a> {
     pub plan: &'a Plan,
     /// Where the job goes on.
     pub from: &'a Checkpoint,
+    /// The nodes that are new to a job that goes on.
+    pub began: BTreeSet<String>,
     /// What the job's threads share.
     pub board: &'a Board,
     /// Tells this life of the job from all others.
@@ -143,6 +146,7 @@ impl Opening<'_> {
     }
 
     fn writer(&self, sink: &SinkPlan, worker: usize) -> anyhow::Result<Box<dyn SinkWriter>> {
+        self.refuse_foreign_file(sink)?;
         let progress = &self.from.progress;
         let mut pending = Vec::new();
         for (epoch, bytes) in self.from.outbox.get(&(sink.name.clone(), worker as u16)).into_iter().flatten() {
@@ -167,6 +171,25 @@ impl Opening<'_> {
             },
         };
         Ok(sink.kind.target().open(open)?)
+    }
+
+    /// A job that begins may write its files anew, one that goes on would do so to a file that is not its own: that of a sink
+    /// that was renamed or dropped, say.
+    fn refuse_foreign_file(&self, sink: &SinkPlan) -> anyhow::Result<()> {
+        let SinkKind::File(file) = &sink.kind else { return Ok(()) };
+        if !self.began.contains(&sink.path()) {
+            return Ok(());
+        }
+        let path = self.plan.folder.join(&file.path);
+        let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        anyhow::ensure!(
+            bytes == 0,
+            "sink `{}` is new to the job, but {} is there already with {bytes} bytes; move it away, or give the sink another \
+             path",
+            sink.name,
+            path.display()
+        );
+        Ok(())
     }
 
     /// Ends what writers have left that this run does not have: an earlier run had more workers. What they had decided is

@@ -73,9 +73,16 @@ pub(super) async fn remove_what_will_be_made_again(
     let seen = state.transaction_version(&*log, app_id(job, name)).await.map_err(failed)?;
     let Some(seen) = seen.filter(|epoch| *epoch >= 0) else { return Ok(()) };
     let behind = match begin {
-        Begin::After(epoch) if seen <= epoch as i64 => return Ok(()),
+        Begin::After(epoch) | Begin::Joining(epoch) if seen <= epoch as i64 => return Ok(()),
         Begin::After(epoch) => epoch as i64,
         Begin::AnewReplacing => -1,
+        Begin::Joining(epoch) => {
+            let detail = format!(
+                "the table has rows of a former life of job `{job}` (up to epoch {seen}), which the job, at epoch {epoch}, \
+                 could not tell from its own; remove the table's folder, or choose another `path`"
+            );
+            return Err(OfflineError::Unexpected { table: name.into(), detail });
+        }
         Begin::Anew => {
             let detail = format!(
                 "the table has rows of an earlier run of job `{job}` (up to epoch {seen}), but the job starts anew and would \

@@ -1,0 +1,218 @@
+//! State that goes on under another definition of its group.
+//!
+//! What a key remembers lies in items, and each item has a slot for each measure (rows) or for each measure in a window
+//! (tiles). A [`Shape`] says which slots there are, by names that the caller gives to values and conditions: slots of one
+//! name hold the same numbers. [`FeatureGroup::carry`] puts the slots that two shapes share in their new places. The others
+//! begin empty: an event from before has no value there, as if it had been left out.
+//!
+//! ```text
+//! before:  [ time │ amount │ count where paid ]      after:  [ time │ amount │ amount where night ]
+//!                     └──────────────────────────────────────────▶          (no value in old rows)
+//! ```
+//!
+//! Views and summaries are not carried: they are found again from the items at the next read.
+
+use serde::{Deserialize, Serialize};
+
+use super::definition::Definition;
+use super::entity::{Entity, LayoutKind};
+use super::group::FeatureGroup;
+use super::ring::Ring;
+use super::summary::{Parts, Summary};
+use crate::state::{StateError, rows};
+
+/// What stands where in the state of a group.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    rings: Vec<Items>,
+    lookups: Vec<Remembered>,
+}
+
+/// An as-of lookup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Remembered {
+    /// The column.
+    name: String,
+    /// How old a value may be: values are kept about as long.
+    age_max: i64,
+}
+
+/// The items of a ring.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Items {
+    /// Length of a tile in milliseconds; 0 when items are rows. Tells the rings of a group apart.
+    tile: u64,
+    slots: Vec<Slot>,
+}
+
+/// A measure's place in the items of a ring.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Slot {
+    /// The measure.
+    name: String,
+    /// The parts of the tile's summary; a row has the value itself.
+    parts: Option<Parts>,
+}
+
+impl Slot {
+    /// Numbers in it.
+    fn len(&self) -> usize {
+        self.parts.map_or(1, Parts::packed_len)
+    }
+
+    /// Whether it can be filled from `other`.
+    fn takes(&self, other: &Slot) -> bool {
+        let enough = match (self.parts, other.parts) {
+            (None, None) => true,
+            (Some(wanted), Some(there)) => there.and(wanted) == there,
+            _ => false,
+        };
+        enough && self.name == other.name
+    }
+
+    /// Fills `to` from a slot that it [takes](Slot::takes), or leaves it empty.
+    fn fill(&self, to: &mut [f64], from: Option<(&Slot, &[f64])>) {
+        match (self.parts, from) {
+            (None, Some((_, value))) => to[0] = value[0],
+            (None, None) => to[0] = f64::NAN,
+            (Some(parts), Some((Slot { parts: Some(there), .. }, packed))) => {
+                Summary::unpack(packed, *there).pack(to, parts);
+            }
+            (Some(parts), _) => Summary::EMPTY.pack(to, parts),
+        }
+    }
+}
+
+impl Items {
+    fn stride(&self) -> usize {
+        1 + self.slots.iter().map(Slot::len).sum::<usize>()
+    }
+
+    /// The slot that fills `slot`, and where it begins in an item.
+    fn source_of(&self, slot: &Slot) -> Option<(usize, &Slot)> {
+        let mut at = 1;
+        for known in &self.slots {
+            if slot.takes(known) {
+                return Some((at, known));
+            }
+            at += known.len();
+        }
+        None
+    }
+
+    /// The items of `from`, which are of the shape `before`, in this shape.
+    fn carry(&self, before: &Items, from: &Ring) -> Ring {
+        let mut ring = Ring::new(self.stride());
+        let sources: Vec<_> = self.slots.iter().map(|slot| before.source_of(slot)).collect();
+        if sources.iter().all(Option::is_none) {
+            return ring;
+        }
+        for at in 0..from.len() {
+            let old = from.item(at);
+            let item = ring.push(old[0]);
+            let mut place = 1;
+            for (slot, source) in self.slots.iter().zip(&sources) {
+                let source = source.map(|(at, known)| (known, &old[at..at + known.len()]));
+                slot.fill(&mut item[place..place + slot.len()], source);
+                place += slot.len();
+            }
+        }
+        ring
+    }
+}
+
+impl Shape {
+    /// How many slots and lookups there are, and how many of them find no place in `after`.
+    pub fn lost(&self, after: &Shape) -> (usize, usize) {
+        let slots = self.rings.iter().flat_map(|ring| ring.slots.iter().map(move |slot| (ring.tile, slot)));
+        let is_taken = |(tile, slot): &(u64, &Slot)| {
+            let ring = after.rings.iter().find(|ring| ring.tile == *tile);
+            ring.is_some_and(|ring| ring.slots.iter().any(|other| other.takes(slot)))
+        };
+        let all = slots.clone().count() + self.lookups.len();
+        let lost = slots.filter(|slot| !is_taken(slot)).count()
+            + self.lookups.iter().filter(|lookup| !after.lookups.iter().any(|other| other.name == lookup.name)).count();
+        (lost, all)
+    }
+
+    fn carry(&self, after: &Shape, entity: &Entity, definition: &Definition) -> Result<Entity, String> {
+        let rings = entity.rings();
+        let is_own = rings.len() == self.rings.len()
+            && entity.as_of.len() == self.lookups.len()
+            && rings.iter().zip(&self.rings).all(|(ring, items)| ring.stride() == items.stride());
+        if !is_own {
+            return Err("a key is not of the shape that the checkpoint says".to_string());
+        }
+        let mut carried = Entity::new(definition);
+        carried.newest = entity.newest;
+        for (ring, items) in carried.rings_mut().iter_mut().zip(&after.rings) {
+            let before = self.rings.iter().position(|known| known.tile == items.tile);
+            if let Some(before) = before {
+                *ring = items.carry(&self.rings[before], &rings[before]);
+            }
+        }
+        for (history, lookup) in carried.as_of.iter_mut().zip(&after.lookups) {
+            let known = entity.as_of.iter().zip(&self.lookups).filter(|(_, known)| known.name == lookup.name);
+            // Of several, the one that remembers as long, or else the longest.
+            let best = known.max_by_key(|(_, known)| (known.age_max == lookup.age_max, known.age_max));
+            if let Some((known, _)) = best {
+                *history = known.clone();
+            }
+        }
+        Ok(carried)
+    }
+}
+
+impl FeatureGroup {
+    /// The shape of the group's state. `measure` names what is aggregated, by its value and condition as they were written;
+    /// `lookups` are the names of the columns of the lookups, in order.
+    pub fn shape(&self, measure: impl Fn(Option<&str>, Option<&str>) -> String, lookups: &[String]) -> Shape {
+        let definition = self.definition();
+        let lookup = |(name, lookup): (&String, &super::definition::Lookup)| Remembered {
+            name: name.clone(),
+            age_max: lookup.age_max,
+        };
+        let name = |at: usize| {
+            let (of, filter) = definition.measures[at].written();
+            measure(of, filter)
+        };
+        let ring = |track: &super::windows::Track| match definition.layout {
+            LayoutKind::Rows => {
+                let slots = (0..definition.measures.len()).map(|at| Slot { name: name(at), parts: None });
+                Items { tile: 0, slots: slots.collect() }
+            }
+            LayoutKind::Tiles => {
+                let cells = track.windows.iter().flat_map(|window| &window.cells);
+                let slots = cells.map(|cell| Slot { name: name(cell.measure), parts: Some(cell.needs) });
+                Items { tile: track.unit_millis as u64, slots: slots.collect() }
+            }
+        };
+        Shape {
+            rings: definition.tracks.iter().map(ring).collect(),
+            lookups: lookups.iter().zip(&definition.as_of).map(lookup).collect(),
+        }
+    }
+
+    /// Rows of state of the shape `before` as rows of this group's, whose shape is `after`.
+    ///
+    /// # Errors
+    /// If a row does not decode, or is of another shape.
+    pub fn carry(&self, before: &Shape, after: &Shape, key_group: u16, bytes: &[u8]) -> Result<Vec<u8>, StateError> {
+        let corrupt = |detail| StateError::Corrupt { key_group, detail };
+        let mut carried = rows::Writer::default();
+        for row in rows::read(bytes) {
+            let (key, value) = row.map_err(corrupt)?;
+            let Some(value) = value else {
+                carried.remove(key);
+                continue;
+            };
+            let entity: Entity = postcard::from_bytes(value).map_err(|error| corrupt(error.to_string()))?;
+            let entity = before.carry(after, &entity, self.definition()).map_err(corrupt)?;
+            carried.put(key, |bytes| {
+                let taken = std::mem::take(bytes);
+                *bytes = postcard::to_extend(&entity, taken).expect("plain data serializes into memory");
+            });
+        }
+        Ok(carried.finish())
+    }
+}

@@ -1,0 +1,45 @@
+//! What a start takes up of the newest checkpoint: what the plan still has, as [`crate::change`] says.
+
+use std::collections::BTreeSet;
+
+use crate::change::{self, Change};
+use crate::checkpoint::{Block, Checkpoint, Definitions, Progress, Store};
+use crate::failpoint::{self, Point};
+use crate::plan::Plan;
+
+/// Where a job goes on.
+pub struct TakenUp {
+    /// What the plan goes on with.
+    pub checkpoint: Checkpoint,
+    /// If the plan's nodes are not those of the checkpoint: the state that was made for them of what there was.
+    pub made: Option<Vec<Block>>,
+    /// The nodes that the checkpoint did not have, by section and name. Empty for a job that has not begun.
+    pub began: BTreeSet<String>,
+}
+
+/// Reads the newest checkpoint and leaves of it what `plan` goes on with; `allowed` nodes may lose what it has of them.
+///
+/// # Errors
+/// If the checkpoint is damaged, or something would be lost.
+pub fn take_up(store: &Store, plan: &Plan, bounded: bool, allowed: &[String]) -> anyhow::Result<TakenUp> {
+    let loaded = store.load()?;
+    failpoint::reached(Point::StateLoaded);
+    let Some(mut checkpoint) = loaded else {
+        let definitions = change::defined(&Definitions::new(), plan, 0);
+        let progress = Progress { definitions, ..Progress::default() };
+        let checkpoint = Checkpoint { progress, ..Checkpoint::default() };
+        return Ok(TakenUp { checkpoint, made: Some(change::begin(plan)), began: BTreeSet::new() });
+    };
+    let change = Change::between(&checkpoint, plan, bounded)?;
+    change.permit(allowed)?;
+    if !change.is_none() {
+        change.log();
+    }
+    let before = checkpoint.progress.definitions.clone();
+    let made = change.apply(&mut checkpoint, plan, bounded)?;
+    let after = &checkpoint.progress.definitions;
+    let is_new = |(node, defined): &(&String, &_)| before.get(*node) != Some(*defined);
+    let began = after.iter().filter(is_new).map(|(node, _)| node.clone()).collect();
+    let changed = !change.is_none() || *after != before;
+    Ok(TakenUp { checkpoint, made: changed.then_some(made), began })
+}
