@@ -6,7 +6,7 @@ export MILLSTREAM_CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cac
 CARGO ?= cargo
 BIN := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/debug/millstream
 
-.PHONY: help demo test chaos bench build kafka-up kafka-down clean-cache
+.PHONY: help demo test chaos bench build kafka-up kafka-down s3-up s3-down clean-cache
 
 help: ## show the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,12 @@ kafka-up: ## start Apache Kafka on 127.0.0.1:39092
 
 kafka-down: ## stop it
 	@deploy/kafka.sh down
+
+s3-up: ## start a store that speaks the protocol of S3 on 127.0.0.1:39090
+	@deploy/s3.sh up
+
+s3-down: ## stop it
+	@deploy/s3.sh clean
 
 clean-cache: ## remove what demo and test have installed
 	rm -rf "$(MILLSTREAM_CACHE)"

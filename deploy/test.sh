@@ -1,18 +1,27 @@
 #!/usr/bin/env bash
-# test.sh [ARGUMENTS OF cargo test]: installs what the tests need, starts Apache Kafka, runs every test, stops what it started.
-# KAFKA_BROKERS=host:port uses a running broker instead.
+# test.sh [ARGUMENTS OF cargo test]: installs what the tests need, starts Apache Kafka and a store that speaks the protocol of S3,
+# runs every test, stops what it started. KAFKA_BROKERS=host:port and S3_ENDPOINT=http://host:port use running ones instead; the
+# store has a bucket `millstream`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=${MILLSTREAM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/millstream}
 export MILLSTREAM_CACHE=$cache
 deploy/prerequisites.sh rust python java
-started=
-stop() { [ -z "$started" ] || deploy/kafka.sh clean; }
+started= store_started=
+stop() {
+  [ -z "$started" ] || deploy/kafka.sh clean
+  [ -z "$store_started" ] || deploy/s3.sh clean
+}
 trap stop EXIT
 if [ -z "${KAFKA_BROKERS:-}" ]; then
   KAFKA_BROKERS=$(deploy/kafka.sh up)
   export KAFKA_BROKERS
   started=yes
+fi
+if [ -z "${S3_ENDPOINT:-}" ]; then
+  S3_ENDPOINT=$(deploy/s3.sh up)
+  export S3_ENDPOINT AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test
+  store_started=yes
 fi
 ORT_DYLIB_PATH=$(deploy/onnxruntime.sh)
 deploy/python.sh tests/python/requirements.txt >/dev/null

@@ -26,18 +26,20 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::failpoint::{self, Point};
 use crate::sources::Positions;
 use compact::Compaction;
-use manifest::Manifest;
+use manifest::{Manifest, Start};
 use segment::{Appender, Mark, Summary};
-use start::{claim, first, new_id};
+use start::new_id;
 use storage::{Created, Storage};
 
 mod compact;
 mod definitions;
 mod error;
+mod location;
 mod manifest;
 pub mod report;
 mod segment;
@@ -47,6 +49,7 @@ mod sweep;
 
 pub use definitions::{Defined, Definitions};
 pub use error::CheckpointError;
+pub use location::Location;
 pub use manifest::Base;
 pub use storage::Place;
 
@@ -126,19 +129,16 @@ pub struct Checkpoint {
     pub offline: BTreeMap<String, Pending>,
 }
 
-/// The checkpoints of a job that this process has taken over.
+/// The checkpoints of a job: those that are there, and, when it has [taken over](Store::take_over), those that this start
+/// makes.
 #[derive(Debug)]
 pub struct Store {
     place: Place,
     job: String,
     topology: String,
     id: String,
-    /// Tells this start of the job from all others.
-    writer: String,
-    generation: u64,
-    /// The number of the manifest with which this start took over.
-    claim: u64,
-    /// The number of the newest manifest.
+    start: Start,
+    /// The number of the newest manifest that this start knows of; 0 for none.
     sequence: u64,
     /// Segments that this start has made.
     segments: u64,
@@ -146,80 +146,86 @@ pub struct Store {
     /// Segments that the next manifest names, oldest first, without the open one.
     closed: Vec<Summary>,
     open: Option<Appender>,
-    /// The files that each kept manifest names, by its number.
-    kept: VecDeque<(u64, BTreeSet<String>)>,
+    /// The newest manifests, oldest first.
+    kept: VecDeque<Kept>,
     compaction: Option<Compaction>,
+    limits: Limits,
     swept: bool,
+    /// When it was last sure that nobody has taken over.
+    looked: Instant,
     /// Where the storage has locks.
     lock: Option<File>,
 }
 
+/// A manifest that is there.
+#[derive(Debug)]
+struct Kept {
+    sequence: u64,
+    /// Whether a copy that has lost could publish in its place, were it not there: see `sweep.rs`.
+    fences: bool,
+    /// The segments that it names.
+    files: BTreeSet<String>,
+}
+
+impl Kept {
+    /// A manifest that a start has published, or that it has taken over from.
+    fn of(manifest: &Manifest, fences: bool) -> Kept {
+        Kept { sequence: manifest.sequence, fences, files: manifest.files() }
+    }
+}
+
+/// From when on files are merged.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Segments that together are worth a new base, whatever the size of the state: a start reads them all, also outputs
+    /// that were committed long ago.
+    changes_bytes: u64,
+    /// Segments beside the base before some are merged into one.
+    files: usize,
+    /// A segment of this size is closed and another begun, so that its outputs can be forgotten.
+    segment_bytes: u64,
+}
+
+impl Limits {
+    const DEFAULT: Limits = Limits { changes_bytes: 64 << 20, files: 16, segment_bytes: 16 << 20 };
+}
+
 impl Store {
-    /// Takes over `job` at a place, making it ready if nothing is there. `topology` is the digest of all its definitions, for
-    /// the readers of manifests.
+    /// Goes to the place of a job's state, making it ready if nothing is there. `topology` is the digest of all its
+    /// definitions, for the readers of manifests.
     ///
     /// # Errors
-    /// If another process holds it, it can't be read or written, or the newest checkpoint is of another job or another
-    /// format, or damaged.
+    /// If another process holds it, or it can't be read or written.
     pub fn open(place: &Place, job: &str, topology: &str) -> Result<Store, CheckpointError> {
-        let storage = &*place.0;
-        let lock = storage.lock()?;
-        let writer = new_id();
-        let claimed = claim(storage, &writer, |before| {
-            let before = before.map(|sequence| Manifest::read(storage, sequence)).transpose()?;
-            let Some(before) = before else { return Ok(Some(first(job, topology, 1))) };
-            // It was there a moment ago: another copy publishes.
-            let Some(mut before) = before else { return Ok(None) };
-            before.generation += 1;
-            if before.epoch == 0 {
-                return Ok(Some(first(job, topology, before.generation)));
-            }
-            before.check_job(storage, job)?;
-            Ok(Some(before))
-        })?;
-        let manifest = claimed.manifest;
-        let kept = claimed.before.into_iter().chain([manifest.sequence]).map(|sequence| (sequence, manifest.files()));
+        let lock = place.0.lock()?;
         Ok(Store {
             place: place.clone(),
             job: job.to_string(),
             topology: topology.to_string(),
-            writer,
-            generation: manifest.generation,
-            claim: manifest.sequence,
-            sequence: manifest.sequence,
+            id: String::new(),
+            start: Start { writer: new_id(), ..Start::default() },
+            sequence: 0,
             segments: 0,
+            base: None,
+            closed: Vec::new(),
             open: None,
-            kept: kept.collect(),
-            id: manifest.id,
-            base: manifest.base,
-            closed: manifest.segments,
+            kept: VecDeque::new(),
             compaction: None,
+            limits: Limits::DEFAULT,
             swept: false,
+            looked: Instant::now(),
             lock,
         })
     }
 
     /// How often the job has been started here.
     pub fn generation(&self) -> u64 {
-        self.generation
+        self.start.generation
     }
 
     /// What tells this life of the job, from a fresh start on, from all others.
     pub fn id(&self) -> &str {
         &self.id
-    }
-
-    /// The newest checkpoint, every byte of it checked; `None` if the job has none.
-    ///
-    /// # Errors
-    /// If it is damaged.
-    pub fn load(&self) -> Result<Option<Checkpoint>, CheckpointError> {
-        let storage = &*self.place.0;
-        let manifest = Manifest::read(storage, self.sequence)?;
-        let Some(manifest) = manifest.filter(|manifest| manifest.writer == self.writer) else {
-            return Err(CheckpointError::TakenOver { path: storage.name(&manifest::key(self.sequence)) });
-        };
-        if manifest.epoch == 0 { Ok(None) } else { assemble(storage, &manifest).map(Some) }
     }
 
     /// Makes a new checkpoint: what has been, with `blocks` for what changed since the one before. When this returns, it is
@@ -239,6 +245,7 @@ impl Store {
                 return Err(error);
             }
         };
+        self.looked = Instant::now();
         match self.sweep() {
             // The checkpoint is made, come what may, and what is left is seen to by a later start.
             Err(error) if error.may_pass() => tracing::warn!(%error, "files that are not needed could not be removed"),
@@ -260,18 +267,17 @@ impl Store {
 
     /// Writes the manifest of everything that has been appended; gives its length.
     fn publish_manifest(&mut self, progress: &Progress) -> Result<u64, Refused> {
-        self.take_base();
+        self.take_merged();
         self.drop_covered(&progress.committed);
         let open = self.open.iter().map(Appender::summary);
         let segments = self.closed.iter().cloned().chain(open).collect();
         let job = (&*self.job, &*self.id, &*self.topology);
         let manifest = Manifest::new(job, progress, self.base.clone(), segments);
-        let files = manifest.files();
         // An earlier try may have come through although it seemed to fail. It is one more checkpoint, and this is the next.
         for _ in 0..TRIES {
             let sequence = self.sequence + 1;
-            let manifest = manifest.clone().stamped(sequence, self.generation, &self.writer);
-            let (key, text) = (manifest::key(sequence), manifest.text());
+            let manifest = manifest.clone().stamped(sequence, &self.start);
+            let (key, text) = (manifest::key(sequence), manifest.clone().text());
             let sure = |error| Refused { error, in_doubt: false };
             let found = match self.place.0.create(&key, &text).map_err(sure)? {
                 Created::New => None,
@@ -281,13 +287,13 @@ impl Store {
             };
             let Some(found) = found else {
                 self.sequence = sequence;
-                self.kept.push_back((sequence, files));
+                self.kept.push_back(Kept::of(&manifest, false));
                 return Ok(text.len() as u64);
             };
             match Manifest::parse(&found) {
-                Ok(found) if found.writer == self.writer => {
+                Ok(found) if found.writer == self.start.writer => {
                     self.sequence = sequence;
-                    self.kept.push_back((sequence, found.files()));
+                    self.kept.push_back(Kept::of(&found, false));
                 }
                 _ => return Err(sure(CheckpointError::TakenOver { path: self.place.0.name(&key) })),
             }
@@ -312,49 +318,6 @@ impl Store {
     fn close(&mut self) {
         self.closed.extend(self.open.take().filter(Appender::has_blocks).map(|open| open.summary()));
     }
-
-    /// Takes up a base that has been merged meanwhile.
-    fn take_base(&mut self) {
-        if let Some(merged) = self.compaction.as_mut().and_then(Compaction::take) {
-            self.compaction = None;
-            match merged {
-                Ok(base) => self.base = Some(base),
-                // The segments are all there still; a later try may have room or a disk that works.
-                Err(error) => tracing::warn!(%error, "changes could not be merged into a new base; trying again later"),
-            }
-        }
-    }
-
-    /// Drops segments of which the base has the state, and the world the outputs.
-    fn drop_covered(&mut self, committed: &BTreeMap<String, u64>) {
-        let merged = self.base.as_ref().map_or(0, |base| base.epoch);
-        let floor = committed.values().copied().min().unwrap_or(u64::MAX).min(merged);
-        self.closed.retain(|segment| segment.last_epoch > floor);
-    }
-
-    /// Begins to merge if changes have grown to about what the state is, or to many files.
-    fn compact(&mut self, progress: &Progress) -> Result<(), CheckpointError> {
-        let merged = self.base.as_ref().map_or(0, |base| base.epoch);
-        let later = self.closed.iter().filter(|segment| segment.last_epoch > merged);
-        let (mut files, mut bytes) = (0, 0);
-        for segment in later {
-            (files, bytes) = (files + 1, bytes + segment.bytes);
-        }
-        bytes += self.open.as_ref().map_or(0, |open| open.summary().bytes);
-        let base = self.base.as_ref().map_or(0, |base| base.segment.bytes);
-        let roll = self.open.as_ref().is_some_and(|open| open.summary().bytes > SEGMENT_BYTES_MAX);
-        let due = bytes > base.max(CHANGES_BYTES_MIN) || files > FILES_MAX;
-        if (due && self.compaction.is_none()) || roll {
-            self.close();
-        }
-        if due && self.compaction.is_none() {
-            let (base, segments) = (self.base.clone(), self.closed.clone());
-            let name = format!("base-{}", self.segment_name());
-            self.segments += 1;
-            self.compaction = Some(Compaction::start(&self.place, name, progress, base, segments)?);
-        }
-        Ok(())
-    }
 }
 
 /// Why there is no new checkpoint.
@@ -374,13 +337,16 @@ pub struct Published {
     pub bytes: u64,
 }
 
-/// Segments that together are worth a merge, whatever the size of the state: a start reads them all, also outputs that were
-/// committed long ago.
-const CHANGES_BYTES_MIN: u64 = 64 << 20;
-/// Segments that are worth a merge, whatever their size.
-const FILES_MAX: usize = 16;
-/// A segment of this size is closed and another begun, so that its outputs can be forgotten.
-const SEGMENT_BYTES_MAX: u64 = 16 << 20;
+/// Whether outputs are not known to be where they belong.
+fn is_pending(committed: &BTreeMap<String, u64>, block: &Block) -> bool {
+    let effect = match block.kind {
+        Kind::State => return false,
+        Kind::Outbox => effect_name(&format!("sinks.{}", block.name), block.part),
+        Kind::Offline => effect_name(&format!("offline.{}", block.name), 0),
+    };
+    // A part that is not named has been settled: an earlier run had more workers.
+    committed.get(&effect).is_some_and(|committed| block.epoch > *committed)
+}
 
 /// Reads the segments of a manifest.
 fn assemble(storage: &dyn Storage, manifest: &Manifest) -> Result<Checkpoint, CheckpointError> {
@@ -389,10 +355,6 @@ fn assemble(storage: &dyn Storage, manifest: &Manifest) -> Result<Checkpoint, Ch
     let base = manifest.base.iter().map(|base| (true, &base.segment));
     let mut offline: BTreeMap<Arc<str>, Vec<(u64, u16, Vec<u8>)>> = BTreeMap::new();
     for (is_base, summary) in base.chain(manifest.segments.iter().map(|segment| (false, segment))) {
-        // A part that the manifest does not name has been settled: an earlier run had more workers.
-        let waits = |node: String, part, epoch| {
-            manifest.committed.get(&effect_name(&node, part)).is_some_and(|committed| epoch > *committed)
-        };
         segment::read(storage, summary, |block| {
             if !definitions::counts(&manifest.definitions, block.kind, &block.name, block.epoch) {
                 return Ok(());
@@ -402,11 +364,11 @@ fn assemble(storage: &dyn Storage, manifest: &Manifest) -> Result<Checkpoint, Ch
                     let state = checkpoint.nodes.entry(block.name.to_string()).or_default();
                     state.entry(block.part).or_default().push(block.bytes);
                 }
-                Kind::Outbox if waits(format!("sinks.{}", block.name), block.part, block.epoch) => {
+                Kind::Outbox if is_pending(&manifest.committed, &block) => {
                     let outbox = checkpoint.outbox.entry((block.name.to_string(), block.part)).or_default();
                     outbox.push((block.epoch, block.bytes));
                 }
-                Kind::Offline if waits(format!("offline.{}", block.name), 0, block.epoch) => {
+                Kind::Offline if is_pending(&manifest.committed, &block) => {
                     offline.entry(block.name).or_default().push((block.epoch, block.part, block.bytes));
                 }
                 Kind::State | Kind::Outbox | Kind::Offline => {}

@@ -10,6 +10,7 @@ use crate::change::Refused;
 use crate::checkpoint::CheckpointError;
 use crate::models::ModelError;
 use crate::plan::Plan;
+use crate::sinks::SinkError;
 use crate::sources::SourceError;
 use crate::topology::Topology;
 use crate::topology::file::File;
@@ -133,13 +134,18 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(SourceError::Gap { .. }) = cause.downcast_ref() {
         return Some(3);
     }
+    if let Some(SinkError::TakenOver { .. }) = cause.downcast_ref() {
+        return Some(4);
+    }
     if cause.is::<Refused>() {
         return Some(5);
     }
     if let Some(error) = cause.downcast_ref::<CheckpointError>() {
-        use CheckpointError::{Corrupt, Newer, Older, OtherJob, TakenOver};
-        if matches!(error, TakenOver { .. }) {
-            return Some(4);
+        use CheckpointError::{Corrupt, Newer, Older, OtherJob, TakenOver, Unfenced};
+        match error {
+            TakenOver { .. } => return Some(4),
+            Unfenced { .. } => return Some(2),
+            _ => {}
         }
         let unusable = matches!(error, Corrupt { .. } | Newer { .. } | Older { .. } | OtherJob { .. });
         return unusable.then_some(5);

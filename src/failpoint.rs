@@ -70,7 +70,7 @@ names! {
         TableStaged = "table-staged",
         /// A new version of a table is there, and nobody has been told.
         TableCommitted = "table-committed",
-        /// Changes have been merged into a new base; no manifest names it.
+        /// Changes have been merged into a new base or segment; no manifest names it.
         BaseMerged = "base-merged",
     }
 }

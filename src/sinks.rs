@@ -201,7 +201,7 @@ impl SinkError {
     pub fn kind(&self) -> &'static str {
         match self {
             SinkError::File { .. } => "disk",
-            SinkError::Kafka { .. } => "refused",
+            SinkError::TakenOver { .. } | SinkError::Kafka { .. } => "refused",
         }
     }
 }
@@ -218,6 +218,14 @@ pub enum SinkError {
         path: String,
         /// What the operating system said.
         source: std::io::Error,
+    },
+    /// Another copy of the job writes.
+    #[error(
+        "sink `{name}`: another copy of this job has taken over its transactions (same job name, sink and worker); this one ends"
+    )]
+    TakenOver {
+        /// The sink.
+        name: String,
     },
     /// The broker refused or is not there.
     #[error("sink `{name}`: {detail}")]

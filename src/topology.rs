@@ -312,8 +312,12 @@ pub struct Engine {
     /// about 50 ms; shorter still, and disk and brokers do nothing else. Longer is cheaper where the same keys change again
     /// and again.
     pub epoch: Millis,
-    /// Folder of the job's state, relative to the topology's folder: where a stopped job goes on.
+    /// Where the job's state lies, so that a stopped job goes on: a folder, relative to the topology's folder, or
+    /// `s3://bucket/prefix`. A bucket makes every checkpoint as slow as the store: choose an `epoch` of a second or so.
     pub state: String,
+    /// The store of an `s3://` state. The environment says the rest: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, ...
+    #[serde(skip_serializing_if = "S3::is_default")]
+    pub s3: S3,
     /// Address of `/metrics`, `/livez`, `/readyz` and `/v1/features`.
     pub http: String,
     /// Longest time a stop may take to finish the records in flight.
@@ -323,12 +327,33 @@ pub struct Engine {
     pub spin_micros: u64,
 }
 
+/// A store that speaks the protocol of S3.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct S3 {
+    /// Address of the store, such as `http://127.0.0.1:9000`; without it `AWS_ENDPOINT_URL`, or AWS. `http` sends everything in
+    /// the clear.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Region of the bucket; without it `AWS_REGION`, or `us-east-1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+}
+
+impl S3 {
+    /// True if nothing is set.
+    pub fn is_default(&self) -> bool {
+        *self == S3::default()
+    }
+}
+
 impl Default for Engine {
     fn default() -> Self {
         Engine {
             workers: 1,
             epoch: Millis(200),
             state: "state".into(),
+            s3: S3::default(),
             http: "127.0.0.1:9464".into(),
             shutdown_timeout: Millis(25_000),
             spin_micros: 100,

@@ -159,6 +159,29 @@ pub fn merge<'a>(all: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<u8>, Str
     Ok(standing.finish())
 }
 
+/// Folds rows, oldest first, into the last of each key: keys in byte order, also those that are gone, for there may be older
+/// rows of them elsewhere.
+///
+/// # Errors
+/// If a row is cut.
+pub fn fold<'a>(all: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<u8>, String> {
+    let mut last = BTreeMap::new();
+    for bytes in all {
+        for row in read(bytes) {
+            let (key, value) = row?;
+            last.insert(key, value);
+        }
+    }
+    let mut writer = Writer::default();
+    for (key, value) in last {
+        match value {
+            Some(value) => writer.put(key, |bytes| bytes.extend_from_slice(value)),
+            None => writer.remove(key),
+        }
+    }
+    Ok(writer.finish())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -191,9 +214,14 @@ mod tests {
             let (first, second) = written.split_at(cut.min(written.len()));
             let merged = merge([&write(first)[..], &write(second)]).unwrap();
             let map: BTreeMap<u8, Option<Vec<u8>>> = written.iter().cloned().collect();
-            let expected: Vec<(Vec<u8>, Option<Vec<u8>>)> = map.into_iter().filter(|(_, value)| value.is_some())
-                .map(|(key, value)| (vec![key; usize::from(key) * 20], value)).collect();
+            let expected: Vec<(Vec<u8>, Option<Vec<u8>>)> = map.iter().filter(|(_, value)| value.is_some())
+                .map(|(key, value)| (vec![*key; usize::from(*key) * 20], value.clone())).collect();
             prop_assert_eq!(rows(&merged), expected);
+            // However the rows are folded before, they merge to the same.
+            let folded = fold([&write(second)[..]]).unwrap();
+            prop_assert_eq!(merge([&write(first)[..], &folded]).unwrap(), merged);
+            let folded = fold([&write(first)[..], &write(second)]).unwrap();
+            prop_assert_eq!(rows(&folded).len(), map.len());
         }
 
         #[test]

@@ -1,46 +1,74 @@
-//! Merges segments into a base, on a thread of its own: the state of every key group at the end of an epoch, each key once.
+//! Merges segments, on a thread of its own. Two merges there are, and only one at a time:
+//!
+//! ```text
+//! base · 200 MB · 30 MB · 9 · 1 · 1 · 1 · 1 ──▶ base                    changes are as much as the state: a new base
+//! base · 200 MB · 30 MB · 9 · 1 · 1 · 1 · 1 ──▶ base · 200 MB · 30 MB · 11   many files: the newest few into one
+//! ```
+//!
+//! A base has the state of every key group, each key once. A merged segment stands for the ones it was made of: the last
+//! change of each key, and the outputs that are not known to be committed. The newest segments are merged that together are
+//! about as large as the one before them, so that each byte is merged only some times, and few files are left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 
-use millstream_operators::state::rows::Standing;
+use millstream_operators::state::rows::{self, Standing};
 
 use super::error::CheckpointError;
 use super::manifest::Base;
 use super::segment::{self, Appender, Summary};
 use super::storage::{Place, Storage};
-use super::{Block, Definitions, Kind, Progress, definitions};
+use super::{Block, Kind, Progress, Store, definitions, is_pending};
 use crate::failpoint::{self, Point};
 
 /// A merge under way.
 #[derive(Debug)]
 pub(super) struct Compaction {
-    result: Receiver<Result<Base, CheckpointError>>,
+    result: Receiver<Result<Merged, CheckpointError>>,
+}
+
+/// What to merge.
+struct Task {
+    place: Place,
+    /// The name of the file to make.
+    name: String,
+    /// Where the job is: what belongs to nodes that it no longer has is left out.
+    progress: Progress,
+    base: Option<Base>,
+    /// Oldest first.
+    segments: Vec<Summary>,
+}
+
+/// A file that has been merged.
+#[derive(Debug)]
+enum Merged {
+    /// The state up to an epoch.
+    Base(Base),
+    /// What counts of the segments of these files; `None` if nothing does.
+    Segment(BTreeSet<String>, Option<Summary>),
 }
 
 impl Compaction {
-    /// Begins to merge everything up to where the job is into the file `name`: the base before, if there is one, and the
-    /// segments after it. Only what belongs to the job's present nodes goes in.
-    pub fn start(
-        place: &Place,
-        name: String,
-        progress: &Progress,
-        base: Option<Base>,
-        segments: Vec<Summary>,
-    ) -> Result<Compaction, CheckpointError> {
+    fn start(task: Task, merge: fn(&Task) -> Result<Merged, CheckpointError>) -> Result<Compaction, CheckpointError> {
         let (done, result) = sync_channel(1);
-        let (place, epoch, nodes) = (place.clone(), progress.epoch, progress.definitions.clone());
-        let path = place.0.name(&segment::key(&name));
-        let run = move || drop(done.send(merge(&*place.0, (&name, epoch), &nodes, base.as_ref(), &segments)));
+        let path = task.place.0.name(&segment::key(&task.name));
+        let run = move || {
+            let merged = merge(&task).inspect_err(|_| {
+                // What is left of it is nothing, and a disk that is full has better use for the room.
+                _ = task.place.0.remove(vec![segment::key(&task.name)]);
+            });
+            failpoint::reached(Point::BaseMerged);
+            drop(done.send(merged));
+        };
         let started = std::thread::Builder::new().name("compaction".into()).spawn(run);
         started.map_err(|source| CheckpointError::Io { doing: "start a thread for", path, source })?;
         Ok(Compaction { result })
     }
 
-    /// The new base or why there is none; `None` while the merge goes on.
-    pub fn take(&mut self) -> Option<Result<Base, CheckpointError>> {
+    /// What was merged or why not; `None` while the merge goes on.
+    fn take(&mut self) -> Option<Result<Merged, CheckpointError>> {
         match self.result.try_recv() {
             Ok(result) => Some(result),
             Err(TryRecvError::Empty) => None,
@@ -52,18 +80,90 @@ impl Compaction {
     }
 }
 
-/// Merges and writes; the new base is durable but not yet named by a manifest.
-pub(super) fn merge(
-    storage: &dyn Storage,
-    (name, epoch): (&str, u64),
-    nodes: &Definitions,
-    base: Option<&Base>,
-    segments: &[Summary],
-) -> Result<Base, CheckpointError> {
-    let merged = base.map_or(0, |base| base.epoch);
+impl Store {
+    /// Takes up what has been merged meanwhile.
+    pub(super) fn take_merged(&mut self) {
+        let Some(merged) = self.compaction.as_mut().and_then(Compaction::take) else { return };
+        self.compaction = None;
+        match merged {
+            Ok(Merged::Base(base)) => self.base = Some(base),
+            Ok(Merged::Segment(files, merged)) => {
+                let is_merged = |segment: &Summary| files.contains(&segment.file);
+                let at = self.closed.iter().position(is_merged);
+                self.closed.retain(|segment| !is_merged(segment));
+                // If none is left, the base has them all by now.
+                if let (Some(at), Some(merged)) = (at, merged) {
+                    self.closed.insert(at, merged);
+                }
+            }
+            // The segments are all there still; a later try may have room or a disk that works.
+            Err(error) => tracing::warn!(%error, "changes could not be merged; trying again later"),
+        }
+    }
+
+    /// Drops segments of which the base has the state, and the world the outputs.
+    pub(super) fn drop_covered(&mut self, committed: &BTreeMap<String, u64>) {
+        let merged = self.base.as_ref().map_or(0, |base| base.epoch);
+        let floor = committed.values().copied().min().unwrap_or(u64::MAX).min(merged);
+        self.closed.retain(|segment| segment.last_epoch > floor);
+    }
+
+    /// Begins to merge if changes have grown to about what the state is, or to many files.
+    pub(super) fn compact(&mut self, progress: &Progress) -> Result<(), CheckpointError> {
+        let merged = self.base.as_ref().map_or(0, |base| base.epoch);
+        let open = self.open.as_ref().map(Appender::summary);
+        let later = self.closed.iter().filter(|segment| segment.last_epoch > merged).chain(&open);
+        let bytes: u64 = later.map(|segment| segment.bytes).sum();
+        let base = self.base.as_ref().map_or(0, |base| base.segment.bytes);
+        let is_base_due = bytes > base.max(self.limits.changes_bytes);
+        let is_free = self.compaction.is_none();
+        if (is_base_due && is_free) || open.is_some_and(|open| open.bytes > self.limits.segment_bytes) {
+            self.close();
+        }
+        if is_base_due && is_free {
+            let name = format!("base-{}", self.segment_name());
+            self.merge(name, progress, self.closed.clone(), merge_base)?;
+        } else if is_free && self.closed.len() > self.limits.files {
+            let segments = self.closed[self.newest_to_merge()..].to_vec();
+            self.merge(self.segment_name(), progress, segments, merge_segments)?;
+        }
+        Ok(())
+    }
+
+    fn merge(
+        &mut self,
+        name: String,
+        progress: &Progress,
+        segments: Vec<Summary>,
+        merge: fn(&Task) -> Result<Merged, CheckpointError>,
+    ) -> Result<(), CheckpointError> {
+        let (place, progress, base) = (self.place.clone(), progress.clone(), self.base.clone());
+        self.compaction = Some(Compaction::start(Task { place, name, progress, base, segments }, merge)?);
+        self.segments += 1;
+        Ok(())
+    }
+
+    /// From which of the closed segments on they are merged into one.
+    fn newest_to_merge(&self) -> usize {
+        let (mut from, mut bytes) = (self.closed.len(), 0);
+        for (at, segment) in self.closed.iter().enumerate().rev() {
+            if self.closed.len() - at > self.limits.files / 2 && segment.bytes > 2 * bytes {
+                break;
+            }
+            (from, bytes) = (at, bytes + segment.bytes);
+        }
+        from
+    }
+}
+
+/// Merges everything up to where the job is: the base before, if there is one, and the segments after it. What it makes is
+/// durable but not yet named by a manifest.
+fn merge_base(task: &Task) -> Result<Merged, CheckpointError> {
+    let (storage, nodes, epoch) = (&*task.place.0, &task.progress.definitions, task.progress.epoch);
+    let merged = task.base.as_ref().map_or(0, |base| base.epoch);
     let mut state: BTreeMap<(Arc<str>, u16), Standing> = BTreeMap::new();
-    let sources = base.iter().map(|base| (true, &base.segment)).chain(segments.iter().map(|segment| (false, segment)));
-    for (is_base, summary) in sources {
+    let base = task.base.iter().map(|base| (true, &base.segment));
+    for (is_base, summary) in base.chain(task.segments.iter().map(|segment| (false, segment))) {
         segment::read(storage, summary, |block| {
             let counts = definitions::counts(nodes, block.kind, &block.name, block.epoch);
             if block.kind == Kind::State && counts && (is_base || block.epoch > merged) {
@@ -74,21 +174,56 @@ pub(super) fn merge(
     }
     let blocks = state.into_iter().filter_map(|((name, part), standing)| {
         let bytes = standing.finish();
-        (!bytes.is_empty()).then_some(Block { kind: Kind::State, name, part, epoch, bytes })
+        (!bytes.is_empty()).then_some(Ok(Block { kind: Kind::State, name, part, epoch, bytes }))
     });
-    let segment = write(storage, name, blocks).inspect_err(|_| {
-        // What is left of it is nothing, and a disk that is full has better use for the room.
-        _ = storage.remove(vec![segment::key(name)]);
-    })?;
-    failpoint::reached(Point::BaseMerged);
-    Ok(Base { epoch, segment })
+    Ok(Merged::Base(Base { epoch, segment: write(storage, &task.name, blocks)? }))
+}
+
+/// Merges some segments into one that stands for them.
+fn merge_segments(task: &Task) -> Result<Merged, CheckpointError> {
+    let (storage, progress) = (&*task.place.0, &task.progress);
+    let merged = task.base.as_ref().map_or(0, |base| base.epoch);
+    let mut state: BTreeMap<(Arc<str>, u16), (u64, Vec<Vec<u8>>)> = BTreeMap::new();
+    let mut outputs = Vec::new();
+    for summary in &task.segments {
+        segment::read(storage, summary, |block| {
+            if !definitions::counts(&progress.definitions, block.kind, &block.name, block.epoch) {
+                return Ok(());
+            }
+            if block.kind != Kind::State {
+                outputs.extend(is_pending(&progress.committed, &block).then_some(block));
+            } else if block.epoch > merged {
+                let (epoch, changes) = state.entry((block.name, block.part)).or_default();
+                *epoch = block.epoch.max(*epoch);
+                changes.push(block.bytes);
+            }
+            Ok(())
+        })?;
+    }
+    let files = task.segments.iter().map(|segment| segment.file.clone()).collect();
+    if state.is_empty() && outputs.is_empty() {
+        return Ok(Merged::Segment(files, None));
+    }
+    let state = state.into_iter().map(|((name, part), (epoch, changes))| {
+        let bytes = rows::fold(changes.iter().map(Vec::as_slice))?;
+        Ok(Block { kind: Kind::State, name, part, epoch, bytes })
+    });
+    let written = write(storage, &task.name, state.chain(outputs.into_iter().map(Ok)))?;
+    let last_epoch = task.segments.iter().map(|segment| segment.last_epoch).max().unwrap_or_default();
+    Ok(Merged::Segment(files, Some(Summary { last_epoch, ..written })))
 }
 
 /// Writes blocks into a segment of their own.
-fn write(storage: &dyn Storage, name: &str, blocks: impl Iterator<Item = Block>) -> Result<Summary, CheckpointError> {
+fn write(
+    storage: &dyn Storage,
+    name: &str,
+    blocks: impl Iterator<Item = Result<Block, String>>,
+) -> Result<Summary, CheckpointError> {
     let mut appender = Appender::create(storage, name)?;
     let (mut waiting, mut waiting_bytes) = (Vec::new(), 0);
     for block in blocks {
+        let block =
+            block.map_err(|detail| CheckpointError::Corrupt { path: storage.name(&segment::key(name)), detail })?;
         waiting_bytes += block.bytes.len();
         waiting.push(block);
         if waiting_bytes > WRITE_BYTES {

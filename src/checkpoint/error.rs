@@ -71,12 +71,22 @@ pub enum CheckpointError {
         /// The manifest that it has published.
         path: String,
     },
+    /// The store makes what is there.
+    #[error(
+        "{path}: the store has made an object anew that was there: it takes no notice of `If-None-Match`, so that two copies of \
+         the job could not be told apart. Use a store that does, or a folder"
+    )]
+    Unfenced {
+        /// The object.
+        path: String,
+    },
 }
 
 impl CheckpointError {
     /// True if the next try may succeed although nothing is done about it.
     pub fn may_pass(&self) -> bool {
-        self.is_disk_full()
+        let is_away = matches!(self, CheckpointError::Io { source, .. } if source.kind() == io::ErrorKind::TimedOut);
+        is_away || self.is_disk_full()
     }
 
     /// True if room on the disk would have helped.

@@ -27,6 +27,17 @@ pub struct Base {
     pub segment: Summary,
 }
 
+/// What a start of a job stamps its manifests with.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Start {
+    /// Tells it from all others.
+    pub writer: String,
+    /// How often the job had been started, with this one.
+    pub generation: u64,
+    /// The number of its first manifest; 0 before it has taken over.
+    pub first: u64,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifest {
@@ -40,6 +51,8 @@ pub(super) struct Manifest {
     pub generation: u64,
     /// Which start of the job wrote it: no two have the same.
     pub writer: String,
+    /// The number of that start's first manifest.
+    pub first: u64,
     /// By source.
     positions: BTreeMap<String, Vec<Position>>,
     /// By source.
@@ -125,6 +138,7 @@ impl Manifest {
             epoch: progress.epoch,
             generation: 0,
             writer: String::new(),
+            first: 0,
             positions: positions.map(|(name, of)| (name.clone(), of.0.iter().map(position).collect())).collect(),
             event_times: event_times.map(|(name, of)| (name.clone(), of.iter().map(newest).collect())).collect(),
             sinks: progress.sinks.clone(),
@@ -137,8 +151,14 @@ impl Manifest {
     }
 
     /// The same, as the next one of a start of the job: its number, and the start's.
-    pub fn stamped(self, sequence: u64, generation: u64, writer: &str) -> Manifest {
-        Manifest { sequence, generation, writer: writer.to_string(), ..self }
+    pub fn stamped(self, sequence: u64, start: &Start) -> Manifest {
+        let Start { writer, generation, first } = start.clone();
+        Manifest { sequence, generation, writer, first, ..self }
+    }
+
+    /// The same, as one of another start.
+    pub fn of_generation(self, generation: u64) -> Manifest {
+        Manifest { generation, ..self }
     }
 
     /// The files that it names.

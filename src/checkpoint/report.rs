@@ -114,25 +114,25 @@ impl Pending {
 /// # Errors
 /// If a manifest is damaged or can't be read.
 pub fn list(place: &Place) -> Result<Vec<Listed>, CheckpointError> {
-    let mut all = Vec::new();
-    for found in kept(place)? {
-        all.extend(manifest(place, &found)?.map(|manifest| listed(&found, &manifest)));
-    }
-    Ok(all)
+    Ok(kept(place)?.into_iter().map(|(found, manifest)| listed(&found, &manifest)).collect())
 }
 
-/// The manifests that are kept, the oldest first.
-fn kept(place: &Place) -> Result<Vec<Found>, CheckpointError> {
+/// The manifests that are kept, the oldest first: not those from before a fresh start.
+fn kept(place: &Place) -> Result<Vec<(Found, Manifest)>, CheckpointError> {
     let mut found = place.0.list("manifest")?;
     found.retain(|found| sequence_of(&found.name).is_some());
     found.sort_by_key(|found| sequence_of(&found.name));
-    Ok(found.split_off(found.len().saturating_sub(KEPT)))
-}
-
-/// Reads a manifest; `None` if it is one of a job that has not begun, or was removed meanwhile.
-fn manifest(place: &Place, found: &Found) -> Result<Option<Manifest>, CheckpointError> {
-    let sequence = sequence_of(&found.name).unwrap_or_default();
-    Ok(Manifest::read(&*place.0, sequence)?.filter(|manifest| manifest.epoch > 0))
+    let mut kept = Vec::new();
+    for found in found.into_iter().rev().take(KEPT) {
+        // One that has gone was removed meanwhile, and so was what is older.
+        let manifest = Manifest::read(&*place.0, sequence_of(&found.name).unwrap_or_default())?;
+        match manifest.filter(|manifest| manifest.epoch > 0) {
+            Some(manifest) => kept.push((found, manifest)),
+            None => break,
+        }
+    }
+    kept.reverse();
+    Ok(kept)
 }
 
 fn listed(found: &Found, manifest: &Manifest) -> Listed {
@@ -154,22 +154,32 @@ fn listed(found: &Found, manifest: &Manifest) -> Listed {
 /// # Errors
 /// If it is damaged, of another job or format, or can't be read.
 pub fn newest(place: &Place, job: &str) -> Result<Option<Checkpoint>, CheckpointError> {
-    let mut newest = kept(place)?.pop();
-    while let Some(found) = newest {
-        let read = manifest(place, &found).and_then(|manifest| {
-            let Some(manifest) = manifest else { return Ok(None) };
-            manifest.check_job(&*place.0, job)?;
-            assemble(&*place.0, &manifest).map(Some)
-        });
-        newest = kept(place)?.pop();
-        // A job that goes on sweeps the files that were about to be read.
-        let swept = newest.as_ref().is_some_and(|newest| newest.name != found.name);
-        if !swept || matches!(read, Ok(Some(_))) {
-            return read;
+    beside_a_running_job(place, None, |_, manifest| {
+        manifest.check_job(&*place.0, job)?;
+        assemble(&*place.0, manifest)
+    })
+}
+
+/// Reads the newest checkpoint, or the newest of an epoch, again if it was swept meanwhile.
+fn beside_a_running_job<T>(
+    place: &Place,
+    epoch: Option<u64>,
+    read: impl Fn(&Found, &Manifest) -> Result<T, CheckpointError>,
+) -> Result<Option<T>, CheckpointError> {
+    let is_asked = |manifest: &Manifest| epoch.is_none_or(|epoch| epoch == manifest.epoch);
+    for again in (0..TRIES).rev() {
+        let newest = kept(place)?.into_iter().rev().find(|(_, manifest)| is_asked(manifest));
+        let Some((found, manifest)) = newest else { return Ok(None) };
+        match read(&found, &manifest) {
+            Err(_) if again > 0 && !kept(place)?.iter().any(|(kept, _)| kept.name == found.name) => {}
+            read => return read.map(Some),
         }
     }
     Ok(None)
 }
+
+/// How often a checkpoint is read that a running job sweeps meanwhile.
+const TRIES: usize = 20;
 
 /// Reads the newest checkpoint, or the newest of an epoch, every byte of it, and says what stands in it. `None` if there is
 /// none.
@@ -177,13 +187,7 @@ pub fn newest(place: &Place, job: &str) -> Result<Option<Checkpoint>, Checkpoint
 /// # Errors
 /// If it is damaged, or can't be read.
 pub fn read(place: &Place, epoch: Option<u64>) -> Result<Option<Contents>, CheckpointError> {
-    for found in kept(place)?.into_iter().rev() {
-        let manifest = manifest(place, &found)?;
-        if let Some(manifest) = manifest.filter(|manifest| epoch.is_none_or(|epoch| epoch == manifest.epoch)) {
-            return contents(place, &found, &manifest).map(Some);
-        }
-    }
-    Ok(None)
+    beside_a_running_job(place, epoch, |found, manifest| contents(place, found, manifest))
 }
 
 fn contents(place: &Place, found: &Found, manifest: &Manifest) -> Result<Contents, CheckpointError> {

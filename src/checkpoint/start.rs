@@ -7,48 +7,157 @@
 //! Manifests are created only if they are absent, so there is one chain, and whoever has taken over owns it until another
 //! start does. Nothing else is needed to keep two copies apart; the lock of a folder only says so earlier.
 
+use std::time::{Duration, Instant};
+
 use super::error::CheckpointError;
-use super::manifest::{self, Manifest, sequences};
-use super::segment;
+use super::manifest::{self, Manifest, Start, sequences};
 use super::storage::{Created, Place, Storage};
-use super::{Progress, Store};
+use super::{Checkpoint, Kept, Progress, Store, assemble, segment};
 
 /// How often a start tries to be faster than the copy that runs.
 const TRIES: usize = 100;
+/// How often a copy that publishes nothing looks whether another one has taken over.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// What a start has to say about itself.
+/// What a start has taken over with, and from.
 pub(super) struct Claimed {
     /// The manifest that it has published.
     pub manifest: Manifest,
-    /// The one before, and the files that it names.
-    pub before: Option<u64>,
+    /// The one before.
+    pub before: Option<Manifest>,
 }
 
-/// Publishes the manifest that `next` makes of the newest, as the first of the start `writer`.
+/// Publishes the manifest that `next` makes of the newest, as the first of the start `writer`. `read` reads the newest: `None`
+/// if it has gone meanwhile.
 pub(super) fn claim(
     storage: &dyn Storage,
     writer: &str,
-    next: impl Fn(Option<u64>) -> Result<Option<Manifest>, CheckpointError>,
+    mut read: impl FnMut(u64) -> Result<Option<Manifest>, CheckpointError>,
+    next: impl Fn(Option<&Manifest>) -> Result<Manifest, CheckpointError>,
 ) -> Result<Claimed, CheckpointError> {
     for _ in 0..TRIES {
-        let before = sequences(storage)?.pop();
-        let Some(manifest) = next(before)? else { continue };
-        let sequence = before.unwrap_or(0) + 1;
-        let generation = manifest.generation;
-        let manifest = manifest.stamped(sequence, generation, writer);
+        let newest = sequences(storage)?.pop();
+        let before = newest.map(&mut read).transpose()?.flatten();
+        if newest.is_some() && before.is_none() {
+            continue;
+        }
+        let sequence = newest.unwrap_or(0) + 1;
+        let manifest = next(before.as_ref())?;
+        let start = Start { writer: writer.to_string(), generation: manifest.generation, first: sequence };
+        let manifest = manifest.stamped(sequence, &start);
         let text = manifest.clone().text();
-        match storage.create(&manifest::key(sequence), &text)? {
-            // Old manifests are removed: in a place that was free because of that nobody looks for one.
-            Created::New if sequences(storage)?.pop() == Some(sequence) => return Ok(Claimed { manifest, before }),
-            Created::Taken(found) if found == text => return Ok(Claimed { manifest, before }),
-            Created::New | Created::Taken(_) => {}
+        let is_there = match storage.create(&manifest::key(sequence), &text)? {
+            Created::New => true,
+            Created::Taken(found) => found == text,
             Created::Unknown(error) => return Err(error),
+        };
+        // Old manifests are removed: in a place that was free because of that nobody looks for one.
+        if is_there && sequences(storage)?.pop() == Some(sequence) {
+            return Ok(Claimed { manifest, before });
         }
     }
     Err(CheckpointError::TakenOver { path: storage.name("manifest") })
 }
 
+/// Makes sure that a manifest that is there is not made again: with storage that does so two copies could not be told apart.
+fn prove_fence(storage: &dyn Storage, manifest: &Manifest) -> Result<(), CheckpointError> {
+    let key = &manifest::key(manifest.sequence);
+    match storage.create(key, &manifest.clone().text())? {
+        Created::Taken(_) => Ok(()),
+        Created::New => Err(CheckpointError::Unfenced { path: storage.name(key) }),
+        Created::Unknown(error) => Err(error),
+    }
+}
+
 impl Store {
+    /// The newest checkpoint, every byte of it checked; `None` if the job has none.
+    ///
+    /// # Errors
+    /// If it is damaged, of another job or of another format, or can't be read; or, after this start has taken over, if
+    /// another one has done so since.
+    pub fn load(&mut self) -> Result<Option<Checkpoint>, CheckpointError> {
+        for _ in 0..TRIES {
+            match self.load_newest() {
+                // A copy that runs removes what it no longer needs.
+                Err(_) if self.start.first == 0 && sequences(&*self.place.0)?.pop() != Some(self.sequence) => {}
+                loaded => return loaded,
+            }
+        }
+        Err(CheckpointError::TakenOver { path: self.place.0.name("manifest") })
+    }
+
+    fn load_newest(&mut self) -> Result<Option<Checkpoint>, CheckpointError> {
+        let storage = &*self.place.0;
+        if self.start.first == 0 {
+            let Some(newest) = sequences(storage)?.pop() else { return Ok(None) };
+            self.sequence = newest;
+        }
+        let path = storage.name(&manifest::key(self.sequence));
+        let Some(manifest) = Manifest::read(storage, self.sequence)? else {
+            return Err(CheckpointError::Corrupt { path, detail: "is gone".to_string() });
+        };
+        if self.start.first > 0 && manifest.writer != self.start.writer {
+            return Err(CheckpointError::TakenOver { path });
+        }
+        if manifest.epoch == 0 {
+            return Ok(None);
+        }
+        manifest.check_job(storage, &self.job)?;
+        assemble(storage, &manifest).map(Some)
+    }
+
+    /// Takes over the job: from now on this start makes its checkpoints, and a copy that made them ends. False if that copy
+    /// has made one since this start has [loaded](Store::load), which then has to be done again.
+    ///
+    /// # Errors
+    /// If other copies are always faster, the storage refuses, or can't tell two copies apart.
+    pub fn take_over(&mut self) -> Result<bool, CheckpointError> {
+        if self.start.first > 0 {
+            return Ok(true);
+        }
+        let storage = &*self.place.0;
+        let read = |newest| Manifest::read(storage, newest);
+        let Claimed { manifest, before } = claim(storage, &self.start.writer, read, |before| {
+            let generation = before.map_or(0, |before| before.generation) + 1;
+            match before.filter(|before| before.epoch > 0) {
+                Some(before) => {
+                    before.check_job(storage, &self.job)?;
+                    Ok(before.clone().of_generation(generation))
+                }
+                None => Ok(first(&self.job, &self.topology, generation)),
+            }
+        })?;
+        if self.lock.is_none() {
+            prove_fence(storage, &manifest)?;
+        }
+        let is_loaded = before.as_ref().map_or(0, |before| before.sequence) == self.sequence;
+        self.kept = before.iter().chain([&manifest]).map(|manifest| Kept::of(manifest, true)).collect();
+        self.sequence = manifest.sequence;
+        (self.start.first, self.start.generation) = (manifest.sequence, manifest.generation);
+        (self.id, self.base, self.closed) = (manifest.id, manifest.base, manifest.segments);
+        self.looked = Instant::now();
+        Ok(is_loaded)
+    }
+
+    /// Looks, now and then, whether another copy has taken over: one that has nothing to publish would not notice.
+    ///
+    /// # Errors
+    /// If one has.
+    pub fn look(&mut self) -> Result<(), CheckpointError> {
+        if self.lock.is_some() || self.looked.elapsed() < LOOK_EVERY {
+            return Ok(());
+        }
+        self.looked = Instant::now();
+        let key = manifest::key(self.sequence + 1);
+        // Storage that is away is noticed by the next checkpoint.
+        let found = self.place.0.read(&key).ok().flatten();
+        match found.map(|text| Manifest::parse(&text)) {
+            Some(Ok(manifest)) if manifest.writer == self.start.writer => Ok(()),
+            Some(_) => Err(CheckpointError::TakenOver { path: self.place.0.name(&key) }),
+            None => Ok(()),
+        }
+    }
+
     /// Forgets all checkpoints, and nothing else that may lie there: the next start begins anew. A copy of the job that
     /// still runs ends with its next checkpoint.
     ///
@@ -60,7 +169,9 @@ impl Store {
             return Ok(());
         }
         let lock = storage.lock()?;
-        let claimed = claim(storage, &new_id(), |_| Ok(Some(first("", "", 0))))?;
+        // Whatever stands there, and be it damaged.
+        let any = |_| Ok(Some(first("", "", 0)));
+        let claimed = claim(storage, &new_id(), any, |_| Ok(first("", "", 0)))?;
         if lock.is_some() {
             let manifests = sequences(storage)?.into_iter().filter(|sequence| *sequence < claimed.manifest.sequence);
             storage.remove(manifests.map(manifest::key).collect())?;
@@ -73,9 +184,7 @@ impl Store {
 
 /// The manifest of a job that has not begun, started for the first time or again.
 pub(super) fn first(job: &str, topology: &str, generation: u64) -> Manifest {
-    let mut manifest = Manifest::new((job, &new_id(), topology), &Progress::default(), None, Vec::new());
-    manifest.generation = generation;
-    manifest
+    Manifest::new((job, &new_id(), topology), &Progress::default(), None, Vec::new()).of_generation(generation)
 }
 
 /// A name that no other start of a job has.

@@ -12,7 +12,10 @@ use std::sync::Arc;
 
 use super::error::CheckpointError;
 
+mod bucket;
 mod folder;
+
+pub(super) use bucket::Bucket;
 
 /// Where a job's checkpoints lie.
 #[derive(Debug, Clone)]
@@ -22,6 +25,11 @@ impl Place {
     /// A folder of a local disk. It need not be there yet.
     pub fn folder(path: &Path) -> Place {
         Place(Arc::new(folder::Folder::new(path)))
+    }
+
+    /// The objects of a bucket.
+    pub(super) fn bucket(bucket: Bucket) -> Place {
+        Place(Arc::new(bucket))
     }
 
     /// Its name, for people.

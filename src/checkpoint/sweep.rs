@@ -1,7 +1,12 @@
 //! Removes what no checkpoint needs any more: files that only older checkpoints name, and what crashes have left.
 //!
-//! A copy of the job that does not know yet that it has lost may sweep too. It names its own files only: segments carry the
-//! number of the manifest with which their start took over, and whoever took over later has a higher one.
+//! Where there are no locks, a copy of the job may not know yet that it has lost, and wake up late.
+//!
+//! - It must not find the place of its next manifest free, or it would take it for the newest and decide. That place is the
+//!   first manifest of the start that has taken over; or the one before, if it has made that itself and the answer was lost,
+//!   so that it tries again. Both stay, for a week.
+//! - It may sweep. It names its own files only: segments carry the number of the manifest with which their start took over,
+//!   and whoever took over later has a higher one.
 
 use std::collections::BTreeSet;
 
@@ -9,8 +14,7 @@ use super::error::CheckpointError;
 use super::manifest::{self, sequence_of};
 use super::{KEPT, Store, segment};
 
-/// How long the first manifest of a start is kept where there are no locks: as long as it is there, a copy that it has
-/// superseded can't publish in its place, however late it wakes up.
+/// How long manifests stay that keep away who has lost.
 const FENCE_SECONDS: u64 = 7 * 24 * 3600;
 
 impl Store {
@@ -19,14 +23,14 @@ impl Store {
         let mut unneeded = BTreeSet::new();
         let mut keys = Vec::new();
         while self.kept.len() > KEPT
-            && let Some((sequence, named)) = self.kept.pop_front()
+            && let Some(kept) = self.kept.pop_front()
         {
-            if self.lock.is_some() || sequence != self.claim {
-                keys.push(manifest::key(sequence));
+            if self.lock.is_some() || !kept.fences {
+                keys.push(manifest::key(kept.sequence));
             }
-            unneeded.extend(named);
+            unneeded.extend(kept.files);
         }
-        let needed: BTreeSet<&String> = self.kept.iter().flat_map(|(_, named)| named).collect();
+        let needed: BTreeSet<&String> = self.kept.iter().flat_map(|kept| &kept.files).collect();
         keys.extend(unneeded.iter().filter(|name| !needed.contains(name)).map(|name| segment::key(name)));
         if !self.swept {
             keys.extend(self.leftovers()?);
@@ -38,8 +42,8 @@ impl Store {
     /// Files that no checkpoint of this start or the one before names.
     fn leftovers(&self) -> Result<Vec<String>, CheckpointError> {
         let storage = &*self.place.0;
-        let kept: BTreeSet<u64> = self.kept.iter().map(|(sequence, _)| *sequence).collect();
-        let needed: BTreeSet<&String> = self.kept.iter().flat_map(|(_, named)| named).collect();
+        let kept: BTreeSet<u64> = self.kept.iter().map(|kept| kept.sequence).collect();
+        let needed: BTreeSet<&String> = self.kept.iter().flat_map(|kept| &kept.files).collect();
         let manifests = storage.list("manifest")?;
         let newest = manifests.iter().map(|found| found.made).max().unwrap_or_default();
         let mut keys = Vec::new();
@@ -52,7 +56,7 @@ impl Store {
             keys.extend(leftover.then(|| format!("manifest/{}", found.name)));
         }
         for found in storage.list("seg")? {
-            let is_ours = self.lock.is_some() || claim_of(&found.name).is_some_and(|claim| claim <= self.claim);
+            let is_ours = self.lock.is_some() || first_of(&found.name).is_some_and(|first| first <= self.start.first);
             let is_segment = found.name.ends_with(".seg") || found.name.ends_with(".tmp");
             let leftover = is_segment && is_ours && !needed.contains(&found.name);
             keys.extend(leftover.then(|| segment::key(&found.name)));
@@ -62,11 +66,11 @@ impl Store {
 
     /// A name that no other segment has or will have.
     pub(super) fn segment_name(&self) -> String {
-        format!("{}-{}.seg", self.claim, self.segments + 1)
+        format!("{}-{}.seg", self.start.first, self.segments + 1)
     }
 }
 
 /// The first manifest of the start that made a segment.
-fn claim_of(name: &str) -> Option<u64> {
+fn first_of(name: &str) -> Option<u64> {
     name.strip_prefix("base-").unwrap_or(name).split_once('-')?.0.parse().ok()
 }

@@ -8,13 +8,30 @@ use proptest::prelude::*;
 use super::storage::Created;
 use super::*;
 
+mod faults;
 mod folder;
 mod takeover;
 
-/// Runs a test on each storage, in a place where nothing is.
+/// Runs a test on each storage, in a place where nothing is: a folder, objects in memory, and the store of S3_ENDPOINT if it
+/// is given (`make test` starts one).
 fn everywhere(test: impl Fn(&Place)) {
+    in_process(&test);
+    let Ok(endpoint) = std::env::var("S3_ENDPOINT") else { return };
+    let s3 = crate::topology::S3 { endpoint: Some(endpoint), region: None };
+    let state = format!("s3://millstream/{}", new_id());
+    test(&Location::parse(&state, std::path::Path::new("")).unwrap().place(&s3).unwrap());
+}
+
+/// Runs a test on each storage that needs no server.
+fn in_process(test: impl Fn(&Place)) {
     let folder = tempfile::tempdir().unwrap();
     test(&Place::folder(&folder.path().join("new/state")));
+    test(&faults::memory(faults::Faults::default()));
+}
+
+/// Whether a place has a lock.
+fn is_folder(place: &Place) -> bool {
+    !place.name().starts_with("s3://")
 }
 
 fn progress(epoch: u64) -> Progress {
@@ -57,23 +74,24 @@ fn blocks(epoch: u64) -> Vec<Block> {
     ]
 }
 
+/// A store that has taken over what there is.
 fn store(place: &Place) -> Store {
-    Store::open(place, "job", "digest").unwrap()
+    again(place).0
 }
 
-/// A store that has loaded what there is.
+/// A store that has loaded what there is and taken over.
 fn again(place: &Place) -> (Store, Option<Checkpoint>) {
-    let store = store(place);
+    let mut store = Store::open(place, "job", "digest").unwrap();
     let checkpoint = store.load().unwrap();
+    assert!(store.take_over().unwrap(), "nobody publishes meanwhile");
     (store, checkpoint)
 }
 
 /// Makes or replaces a file.
 fn put(place: &Place, key: &str, bytes: &[u8]) {
-    let folder = std::path::PathBuf::from(place.name());
-    if folder.is_dir() {
+    if is_folder(place) {
         // Without the syncs.
-        return fs::write(folder.join(key), bytes).unwrap();
+        return fs::write(std::path::PathBuf::from(place.name()).join(key), bytes).unwrap();
     }
     let mut output = place.0.begin(key).unwrap();
     output.write(bytes).unwrap();
@@ -147,8 +165,8 @@ fn the_newest_two_are_kept_and_leftovers_are_swept() {
         let mut first = store(place);
         first.publish(&progress(8), &blocks(8)).unwrap();
         drop(first);
-        // What crashes leave: drafts, and segments whose manifest was never published.
-        for key in ["seg/9.tmp", "seg/1-7.seg", "seg/base-1-8.seg", "manifest/9.tmp"] {
+        // What crashes leave: drafts, and segments whose manifest was never published. The last is of a later start.
+        for key in ["seg/9.tmp", "seg/1-7.seg", "seg/base-1-8.seg", "manifest/9.tmp", "seg/7-1.seg"] {
             put(place, key, b"half");
         }
         let (mut second, loaded) = again(place);
@@ -156,74 +174,103 @@ fn the_newest_two_are_kept_and_leftovers_are_swept() {
         for epoch in [9, 10, 100] {
             second.publish(&progress(epoch), &blocks(epoch)).unwrap();
         }
-        check_files(place, &["1-1.seg", "3-1.seg", "5.json", "6.json"]);
+        match is_folder(place) {
+            true => check_files(place, &["1-1.seg", "3-1.seg", "5.json", "6.json"]),
+            // Manifests that keep away who has lost stay; and what a later start makes.
+            false => {
+                let manifests = ["1.json", "2.json", "3.json", "5.json", "6.json", "9.tmp"];
+                let segments = ["1-1.seg", "3-1.seg", "3-2.seg", "3-3.seg", "7-1.seg"];
+                let mut all = [&manifests[..], &segments].concat();
+                all.sort_unstable();
+                check_files(place, &all);
+            }
+        }
         let listed = report::list(place).unwrap();
         assert_eq!(listed.iter().map(|listed| listed.epoch).collect::<Vec<_>>(), [10, 100]);
     });
 }
 
+/// Publishes changes of a few keys until they have been merged again and again; what is loaded is what was said last.
+fn check_merges(place: &Place, limits: Limits) -> Store {
+    let mut epoch = 1;
+    let mut expected = BTreeMap::new();
+    for start in 0..6 {
+        let (mut store, _) = again(place);
+        store.limits = limits;
+        for _ in 0..20 {
+            epoch += 1;
+            let (key, value) = (format!("key {}", epoch % 5), format!("value {epoch}"));
+            let gone = format!("key {}", (epoch + 2) % 5);
+            let changes = vec![
+                block(Kind::State, "card", 3, epoch, row(&gone, None)),
+                block(Kind::State, "card", 3, epoch, row(&key, Some(&value))),
+                block(Kind::Outbox, "kafka \"quoted\"", 1, epoch, vec![epoch as u8]),
+            ];
+            expected.remove(&gone);
+            expected.insert(key, value);
+            // Outputs of three epochs wait.
+            let committed = [(effect_name("sinks.kafka \"quoted\"", 1), epoch.saturating_sub(3))].into();
+            store.publish(&Progress { committed, ..progress(epoch) }, &changes).unwrap();
+            // The merge is done by a thread; some later checkpoint takes it up.
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while store.compaction.is_some() && epoch % 3 == 0 && Instant::now() < deadline {
+                std::thread::yield_now();
+                store.take_merged();
+            }
+        }
+        let loaded = store.load().unwrap().unwrap();
+        let outbox = &loaded.outbox[&("kafka \"quoted\"".to_string(), 1)];
+        let waiting: Vec<_> = (epoch - 2..=epoch).map(|epoch| (epoch, vec![epoch as u8])).collect();
+        assert_eq!(outbox, &waiting, "start {start}");
+        assert_eq!(standing(&loaded)["card"], expected.clone().into_iter().collect::<Vec<_>>(), "start {start}");
+    }
+    store(place)
+}
+
 #[test]
 fn changes_are_merged_into_a_base_and_old_files_go() {
     everywhere(|place| {
-        let mut epoch = 1;
-        let mut expected = BTreeMap::new();
-        // So many starts leave more segments than are kept apart.
-        for start in 0..FILES_MAX + 4 {
-            let (mut store, _) = again(place);
-            for _ in 0..3 {
-                epoch += 1;
-                let (key, value) = (format!("key {}", epoch % 5), format!("value {epoch}"));
-                let gone = format!("key {}", (epoch + 2) % 5);
-                let changes = vec![
-                    block(Kind::State, "card", 3, epoch, row(&gone, None)),
-                    block(Kind::State, "card", 3, epoch, row(&key, Some(&value))),
-                ];
-                expected.remove(&gone);
-                expected.insert(key, value);
-                store.publish(&progress(epoch), &changes).unwrap();
-            }
-            // The merge is done by a thread; a later checkpoint takes it up.
-            let deadline = Instant::now() + Duration::from_secs(20);
-            while store.compaction.is_some() && Instant::now() < deadline {
-                epoch += 1;
-                store.publish(&progress(epoch), &[]).unwrap();
-            }
-            assert!(store.compaction.is_none(), "start {start}: the merge ends");
-        }
-        let (store, loaded) = again(place);
-        let parts = &loaded.unwrap().nodes["card"][&3];
-        let merged = millstream_operators::state::rows::merge(parts.iter().map(Vec::as_slice)).unwrap();
-        let rows: BTreeMap<String, String> = millstream_operators::state::rows::read(&merged)
-            .map(|row| row.unwrap())
-            .map(|(key, value)| {
-                let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-                (text(key), text(value.unwrap()))
-            })
-            .collect();
-        assert_eq!(rows, expected);
+        let store = check_merges(place, Limits { changes_bytes: 500, files: 1_000, segment_bytes: 2_000 });
         let base = store.base.as_ref().expect("a base").epoch;
-        assert!(base > 30, "merged up to epoch {base}");
-        assert!(files(place).len() < FILES_MAX, "{:?}", files(place));
+        assert!(base > 60, "merged up to epoch {base}");
+        assert!(store.closed.len() < 25, "{:?}", store.closed);
+    });
+}
+
+#[test]
+fn many_segments_are_merged_into_few() {
+    everywhere(|place| {
+        let store = check_merges(place, Limits { changes_bytes: u64::MAX, files: 6, segment_bytes: 400 });
+        assert_eq!(store.base, None);
+        assert!(store.closed.len() < 16, "{:?}", store.closed);
+        // Segments that no checkpoint names are gone, whoever made them.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let segments = || files(place).iter().filter(|name| name.ends_with(".seg")).count();
+        while segments() > 20 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(segments() <= 20, "{:?}", files(place));
     });
 }
 
 #[test]
 fn outputs_that_were_committed_do_not_pile_up() {
-    everywhere(|place| {
+    let most = Limits::DEFAULT.changes_bytes;
+    in_process(|place| {
         let mut store = store(place);
         let deadline = Instant::now() + Duration::from_secs(60);
         let (mut epoch, mut written) = (1, 0);
         // Until it has written twice what it may keep, and what was merged meanwhile has been taken up.
-        while (written < 2 * CHANGES_BYTES_MIN || store.compaction.is_some()) && Instant::now() < deadline {
+        while (written < 2 * most || store.compaction.is_some()) && Instant::now() < deadline {
             epoch += 1;
             let mut changes = blocks(epoch);
-            if written < 2 * CHANGES_BYTES_MIN {
+            if written < 2 * most {
                 changes.push(block(Kind::Outbox, "kafka \"quoted\"", 1, epoch, vec![7; 4 << 20]));
             }
             written += store.publish(&progress(epoch), &changes).unwrap().bytes;
         }
         let kept: u64 = store.closed.iter().map(|segment| segment.bytes).sum();
-        assert!(store.base.is_some() && kept < CHANGES_BYTES_MIN, "{kept} bytes of {written} are kept");
+        assert!(store.base.is_some() && kept < most, "{kept} bytes of {written} are kept");
     });
 }
 
@@ -240,10 +287,15 @@ fn a_job_that_is_forgotten_starts_anew_and_other_files_stay() {
         assert_eq!((report::list(place).unwrap(), report::read(place, None).unwrap()), (vec![], None));
         // It may be another job's now, of another topology.
         let mut after = Store::open(place, "other", "another digest").unwrap();
-        assert_eq!((after.load().unwrap(), after.generation()), (None, 1));
+        assert_eq!(after.load().unwrap(), None);
+        assert!(after.take_over().unwrap());
+        assert_eq!(after.generation(), 1);
         assert_ne!(after.id(), id, "another life: markers of the one before count no more");
         after.publish(&progress(3), &blocks(3)).unwrap();
-        check_files(place, &["4-1.seg", "4.json", "5.json", "notes.txt"]);
+        match is_folder(place) {
+            true => check_files(place, &["4-1.seg", "4.json", "5.json", "notes.txt"]),
+            false => check_files(place, &["1.json", "2.json", "3.json", "4-1.seg", "4.json", "5.json", "notes.txt"]),
+        }
     });
 }
 
@@ -253,7 +305,7 @@ fn check_error(change: impl Fn(&Place), expected: &str) {
         store.publish(&progress(8), &blocks(8)).unwrap();
         drop(store);
         change(place);
-        let opened = Store::open(place, "job", "digest").and_then(|store| store.load());
+        let opened = Store::open(place, "job", "digest").and_then(|mut store| store.load());
         let error = opened.unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     });
@@ -278,7 +330,13 @@ fn errors_name_the_file_and_what_to_do() {
         |place| put(place, "manifest/3.json", &bytes(place, "manifest/2.json")),
         "3.json: the manifest has number 2",
     );
-    check_error(|place| place.0.remove(vec!["seg/1-1.seg".to_string()]).unwrap(), "seg/1-1.seg: No such file");
+    check_error(
+        |place| {
+            place.0.remove(vec!["seg/1-1.seg".to_string()]).unwrap();
+            check_files(place, &["1.json", "2.json"]);
+        },
+        "seg/1-1.seg: ",
+    );
     check_error(
         |place| {
             let mut bytes = bytes(place, "seg/1-1.seg");
@@ -294,8 +352,11 @@ fn errors_name_the_file_and_what_to_do() {
 fn state_of_another_job_is_refused() {
     everywhere(|place| {
         store(place).publish(&progress(8), &blocks(8)).unwrap();
-        let error = Store::open(place, "other", "digest").unwrap_err().to_string();
-        assert!(error.contains("this is the state of job `job`, not of `other`"), "{error}");
+        let mut other = Store::open(place, "other", "digest").unwrap();
+        for error in [other.load().unwrap_err(), other.take_over().unwrap_err()] {
+            let error = error.to_string();
+            assert!(error.contains("this is the state of job `job`, not of `other`"), "{error}");
+        }
         // Who is refused takes nothing over.
         assert_eq!(files(place), ["1-1.seg", "1.json", "2.json"]);
     });
@@ -304,15 +365,14 @@ fn state_of_another_job_is_refused() {
 #[test]
 fn a_segment_of_another_checkpoint_is_refused() {
     everywhere(|one| {
-        everywhere(|other| {
-            store(one).publish(&progress(8), &blocks(8)).unwrap();
-            let mut changed = blocks(8);
-            changed[0].bytes = row("ZERO", Some("state of 8"));
-            store(other).publish(&progress(8), &changed).unwrap();
-            put(one, "seg/1-1.seg", &bytes(other, "seg/1-1.seg"));
-            let error = store(one).load().unwrap_err().to_string();
-            assert!(error.contains("is whole, but not the segment that the manifest names"), "{error}");
-        });
+        let other = &faults::memory(faults::Faults::default());
+        store(one).publish(&progress(8), &blocks(8)).unwrap();
+        let mut changed = blocks(8);
+        changed[0].bytes = row("ZERO", Some("state of 8"));
+        store(other).publish(&progress(8), &changed).unwrap();
+        put(one, "seg/1-1.seg", &bytes(other, "seg/1-1.seg"));
+        let error = Store::open(one, "job", "digest").unwrap().load().unwrap_err().to_string();
+        assert!(error.contains("is whole, but not the segment that the manifest names"), "{error}");
     });
 }
 
@@ -320,7 +380,7 @@ fn a_segment_of_another_checkpoint_is_refused() {
 /// a segment, a later checkpoint's that never was, is nothing.
 #[test]
 fn every_flip_and_every_cut_is_an_error() {
-    everywhere(|place| {
+    in_process(|place| {
         let mut store = store(place);
         store.publish(&progress(8), &blocks(8)).unwrap();
         let expected = store.load().unwrap();
@@ -430,5 +490,5 @@ fn drop_and_bring_back(place: &Place, starts: usize) {
 fn a_node_that_is_dropped_and_comes_back_finds_nothing_of_before() {
     everywhere(|place| drop_and_bring_back(place, 1));
     // So many starts that changes are merged in each part.
-    everywhere(|place| drop_and_bring_back(place, FILES_MAX + 4));
+    everywhere(|place| drop_and_bring_back(place, Limits::DEFAULT.files + 4));
 }

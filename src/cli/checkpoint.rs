@@ -1,6 +1,6 @@
 //! `millstream checkpoint`: what a job's state folder holds, and whether it is whole. Works beside a running job.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use super::{Run, print, print_json};
 use crate::checkpoint::Place;
 use crate::checkpoint::report::{self, Contents, Listed};
+use crate::topology::Engine;
 
 /// Lists, inspects and verifies the checkpoints of a job.
 #[derive(Debug, Args)]
@@ -28,7 +29,7 @@ enum What {
 
 #[derive(Debug, Args)]
 struct Where {
-    /// The topology file, or the job's state folder.
+    /// The topology file, or the place of the job's state: a folder, or `s3://bucket/prefix`.
     path: PathBuf,
     /// The checkpoint's epoch; the newest by default.
     #[arg(long)]
@@ -51,14 +52,15 @@ impl Run for Checkpoint {
 
 impl Where {
     fn place(&self) -> anyhow::Result<Place> {
-        let folder = match self.path.is_dir() {
-            true => self.path.clone(),
-            false => {
-                let (topology, folder) = super::load(&self.path)?;
-                folder.join(&topology.engine.state)
-            }
-        };
-        Ok(Place::folder(&folder))
+        if self.path.is_dir() {
+            return Ok(Place::folder(&self.path));
+        }
+        if self.path.starts_with("s3:") {
+            let state = self.path.to_string_lossy().into_owned();
+            return Ok(Place::of(&Engine { state, ..Engine::default() }, Path::new(""))?);
+        }
+        let (topology, folder) = super::load(&self.path)?;
+        Ok(Place::of(&topology.engine, &folder)?)
     }
 
     /// What stands in the checkpoint that is asked for.

@@ -32,7 +32,7 @@ impl Run for Plan {
     fn run(self) -> anyhow::Result<ExitCode> {
         let (topology, folder) = super::load(&self.file)?;
         let plan = super::plan(&topology, &folder, &self.file)?;
-        let place = Place::folder(&folder.join(&topology.engine.state));
+        let place = Place::of(&topology.engine, &folder)?;
         let Some(checkpoint) = report::newest(&place, &plan.name)? else {
             match self.json {
                 true => print_json(&json!({ "epoch": null, "nodes": [], "run": "starts", "refused": null }))?,

@@ -81,13 +81,13 @@ pub fn reference() -> String {
     page.push_str(&table(&root, false));
     for (key, section) in properties(&root) {
         let (title, entry) = match section["additionalProperties"].as_object() {
-            Some(_) => (format!("`{key}.<name>`"), &section["additionalProperties"]),
-            None if section["properties"].is_object() => (format!("`{key}`"), section),
+            Some(_) => (format!("{key}.<name>"), &section["additionalProperties"]),
+            None if section["properties"].is_object() => (key.clone(), section),
             None => continue,
         };
-        page.push_str(&format!("\n## {title}\n\n{}\n\n{}", description(entry), table(entry, false)));
+        page.push_str(&format!("\n## `{title}`\n\n{}\n\n{}", description(entry), table(entry, false)));
         for (inner, path) in nested(entry, "") {
-            page.push_str(&format!("\n### `{key}.<name>{path}`\n\n{}\n\n{}", description(inner), table(inner, false)));
+            page.push_str(&format!("\n### `{title}{path}`\n\n{}\n\n{}", description(inner), table(inner, false)));
         }
     }
     for family in families() {

@@ -156,7 +156,7 @@ fn drive(mut topology: Topology, folder: PathBuf, mode: Mode, args: &Common) -> 
     })?;
     let plan = Arc::new(plan);
     if args.fresh {
-        Store::forget(&Place::folder(&plan.folder.join(&plan.engine.state)))?;
+        Store::forget(&Place::of(&plan.engine, &plan.folder)?)?;
     }
     if let Some(path) = &args.summary {
         // Hours of work should not end with a path that can't be written.

@@ -1,8 +1,12 @@
 //! How the job runs: limits of the engine's settings.
 
+use std::path::Path;
+
+use axum::http::Uri;
 use millstream_operators::error::ConfigError;
 use millstream_operators::units::Millis;
 
+use crate::checkpoint::Location;
 use crate::topology::Engine;
 
 /// Most workers of a process.
@@ -28,9 +32,7 @@ pub(super) fn check(engine: &Engine, errors: &mut Vec<ConfigError>) {
         let message = format!("an epoch of {} is not between {EPOCH_MIN} and {EPOCH_MAX}", engine.epoch);
         refuse("epoch", message, "1s suits most; 100ms where readers wait for committed output");
     }
-    if engine.state.is_empty() {
-        refuse("state", "the folder of the job's state has no name".to_string(), "write `state: state`");
-    }
+    check_state(engine, &mut refuse);
     // Only numbers are accepted, so that nothing is asked of a name server here.
     let address = engine.http.parse::<std::net::SocketAddr>().is_ok() || engine.http == "off";
     let local = engine.http.strip_prefix("localhost:").is_some_and(|port| port.parse::<u16>().is_ok());
@@ -48,5 +50,28 @@ pub(super) fn check(engine: &Engine, errors: &mut Vec<ConfigError>) {
             format!("a spin of {} us is above {SPIN_MICROS_MAX} us", engine.spin_micros),
             "100 suits most",
         );
+    }
+}
+
+/// Says what is wrong with the place of the state.
+fn check_state(engine: &Engine, refuse: &mut impl FnMut(&str, String, &str)) {
+    match Location::parse(&engine.state, Path::new("")) {
+        Err(message) => refuse("state", message, "write a folder, `state: state`, or `state: s3://bucket/prefix`"),
+        Ok(Location::Folder(_)) if !engine.s3.is_default() => {
+            let message = "the job's state does not lie in a bucket".to_string();
+            refuse("s3", message, "write `state: s3://bucket/prefix`, or leave it out");
+        }
+        Ok(_) => {}
+    }
+    if let Some(endpoint) = &engine.s3.endpoint {
+        let uri = endpoint.parse::<Uri>().ok();
+        let is_web = uri.is_some_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
+        if !is_web {
+            let message = format!("`{endpoint}` is not the address of a store");
+            refuse("s3.endpoint", message, "write `https://host` or `http://host:port`");
+        }
+    }
+    if engine.s3.region.as_deref() == Some("") {
+        refuse("s3.region", "the region has no name".into(), "write `us-east-1`, or leave it out");
     }
 }

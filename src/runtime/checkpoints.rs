@@ -7,8 +7,8 @@
 //! clock ──not more often than engine.epoch────────▶ ┘                                                    Delta commits
 //! ```
 //!
-//! If the disk is slower than the epochs, several are decided at once. A full disk is waited for, and meanwhile the sources
-//! are held by their gate: the epochs are late, nothing is lost.
+//! If the disk is slower than the epochs, several are decided at once. A full disk is waited for, and so is a store that does
+//! not answer; meanwhile the sources are held by their gate: the epochs are late, nothing is lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -32,8 +32,8 @@ use crate::plan::Plan;
 use crate::provenance::Origins;
 use crate::replay::Cuts;
 
-/// How long a full disk is waited for before the job ends.
-const DISK_FULL_WAIT: Duration = Duration::from_secs(60);
+/// How long a full disk, or a store that is away, is waited for before the job ends.
+const REFUSED_WAIT: Duration = Duration::from_secs(60);
 /// How long to wait before the next try.
 const RETRY: Duration = Duration::from_secs(1);
 /// Memory of changes and outputs for which a checkpoint is written before its time.
@@ -84,7 +84,7 @@ impl Checkpoints {
             through: vec![start.from.epoch; participants],
             every,
             due: Instant::now() + every,
-            full_since: None,
+            refused_since: None,
             parts: BTreeMap::new(),
             waiting_bytes: 0,
             changed: made.is_some(),
@@ -135,7 +135,7 @@ struct Gathering {
     through: Vec<u64>,
     every: Duration,
     due: Instant,
-    full_since: Option<Instant>,
+    refused_since: Option<Instant>,
     parts: BTreeMap<u64, Vec<(usize, Part)>>,
     /// Memory of what has been heard since the last checkpoint.
     waiting_bytes: usize,
@@ -181,6 +181,11 @@ impl Gathering {
             }
             if last && self.progress.epoch >= epoch {
                 return true;
+            }
+            if let Err(error) = self.start.store.look()
+                && !self.refused(error)
+            {
+                return false;
             }
             if self.start.board.gates.failed.load(Ordering::Acquire) {
                 self.start.board.decided.give_up();
@@ -245,7 +250,7 @@ impl Gathering {
                 CHECKPOINT_EPOCH.of([]).set(epoch as f64);
                 CHECKPOINT_LAST.of([]).set(super::clock::now_micros() as f64 / 1e6);
                 self.blocks.clear();
-                (self.full_since, self.changed) = (None, false);
+                (self.refused_since, self.changed) = (None, false);
                 self.start.board.decided.decide(epoch);
                 self.tell_sources();
                 true
@@ -257,12 +262,12 @@ impl Gathering {
         }
     }
 
-    /// A disk that is full may have room again in a moment; everything else ends the job.
+    /// A disk that is full may have room again in a moment, and a store that is away come back; everything else ends the job.
     fn refused(&mut self, error: CheckpointError) -> bool {
         CHECKPOINTS.of(["failed"]).increment(1);
-        let since = *self.full_since.get_or_insert_with(Instant::now);
-        if error.is_disk_full() && since.elapsed() < DISK_FULL_WAIT {
-            tracing::error!(%error, "the checkpoint waits for room on the disk; sources are held meanwhile");
+        let since = *self.refused_since.get_or_insert_with(Instant::now);
+        if error.may_pass() && since.elapsed() < REFUSED_WAIT {
+            tracing::error!(%error, "the checkpoint is tried again; sources are held meanwhile");
             self.due = Instant::now() + RETRY;
             return true;
         }

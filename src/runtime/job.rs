@@ -74,9 +74,10 @@ impl Job {
     /// If the checkpoint can't be taken up, the plan would lose something of it, a sink, model or table can't be opened, or
     /// a source refuses to start.
     pub fn start(plan: Arc<Plan>, mode: Mode, allowed: &[String]) -> anyhow::Result<Job> {
-        let place = Place::folder(&plan.folder.join(&plan.engine.state));
-        let store = Store::open(&place, &plan.name, &plan.hash).context("take the state folder (`engine.state`)")?;
-        let TakenUp { checkpoint, made, began } = take_up(&store, &plan, mode != Mode::Live, allowed)?;
+        let place = Place::of(&plan.engine, &plan.folder)?;
+        let store = Store::open(&place, &plan.name, &plan.hash);
+        let mut store = store.context("take the place of the state (`engine.state`)")?;
+        let TakenUp { checkpoint, made, began } = take_up(&mut store, &plan, mode != Mode::Live, allowed)?;
         let first_epoch = checkpoint.progress.epoch + 1;
         let workers = plan.engine.workers;
         let cuts: Arc<Cuts> = Arc::default();

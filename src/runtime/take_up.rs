@@ -21,7 +21,17 @@ pub struct TakenUp {
 ///
 /// # Errors
 /// If the checkpoint is damaged, or something would be lost.
-pub fn take_up(store: &Store, plan: &Plan, bounded: bool, allowed: &[String]) -> anyhow::Result<TakenUp> {
+pub fn take_up(store: &mut Store, plan: &Plan, bounded: bool, allowed: &[String]) -> anyhow::Result<TakenUp> {
+    loop {
+        let taken_up = compare(store, plan, bounded, allowed)?;
+        // Not before it is clear that the plan may go on: a copy that runs would have ended for nothing.
+        if store.take_over()? {
+            return Ok(taken_up);
+        }
+    }
+}
+
+fn compare(store: &mut Store, plan: &Plan, bounded: bool, allowed: &[String]) -> anyhow::Result<TakenUp> {
     let loaded = store.load()?;
     failpoint::reached(Point::StateLoaded);
     let Some(mut checkpoint) = loaded else {

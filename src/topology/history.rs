@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::Topology;
+use super::{S3, Topology};
 use crate::offline::TableKind;
 use crate::sinks::SinkKind;
 use crate::sinks::file::FileSink;
@@ -28,6 +28,7 @@ impl Topology {
             delta.path = below(format!("offline/{name}"));
         }
         self.engine.state = below("state".into());
+        self.engine.s3 = S3::default();
         self
     }
 }

@@ -19,8 +19,8 @@ use crate::program::Running;
 use crate::random::{Random, seed, variable};
 use world::{Reader, Writer};
 
-mod oracle;
-mod world;
+pub mod oracle;
+pub mod world;
 
 const PARTITIONS: i32 = 3;
 

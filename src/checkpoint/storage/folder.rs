@@ -80,6 +80,7 @@ impl Storage for Folder {
         // A link, unlike a rename, never replaces: two writers can't both believe that theirs is the file.
         match fs::hard_link(&draft, &path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                tried(fs::remove_file(&draft), "remove", &draft)?;
                 return Ok(Created::Taken(self.read(key)?.unwrap_or_default()));
             }
             result => tried(result, "publish", &path)?,

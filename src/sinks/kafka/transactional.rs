@@ -385,10 +385,7 @@ fn again(
 fn said(topic: &Topic, doing: &str, error: &KafkaError) -> SinkError {
     let brokers = &topic.brokers;
     let detail = match error {
-        KafkaError::Transaction(told) if is_fenced(told) => {
-            "another copy of this job has taken over its transactions (same job name, sink and worker); this one ends"
-                .to_string()
-        }
+        KafkaError::Transaction(told) if is_fenced(told) => return SinkError::TakenOver { name: topic.name.clone() },
         KafkaError::Transaction(told) if told.code() == RDKafkaErrorCode::TransactionalIdAuthorizationFailed => {
             format!(
                 "{doing} at {brokers}: not allowed; the user needs the ACLs WRITE and DESCRIBE on transactional ids, READ on groups, or set `delivery: at_least_once`"
