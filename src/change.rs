@@ -3,7 +3,8 @@
 //! State belongs to a node's name and definition. A node of the checkpoint that the plan has under the same name with the
 //! same definition is **kept**, whatever else has changed. One of another definition is **recomputed**: it begins empty,
 //! and new records fill it; a feature group that has some aggregates in common with itself is **extended**: they go on. A
-//! source, sink or table of another place is **replaced**. One that the plan lacks is **dropped**. What the checkpoint lacks is **new**.
+//! source, sink or table of another place is **replaced**. One that the plan lacks is **dropped**. What the checkpoint lacks
+//! is **new**.
 //!
 //! ```text
 //! checkpoint: features.card 5f0c…  features.shop a18b…  drift.amount 77d1…
@@ -24,12 +25,14 @@ use serde::Serialize;
 
 use crate::checkpoint::{Block, Checkpoint, CheckpointError, Defined, Definitions, Kind, NodeState};
 use crate::plan::Plan;
+use crate::plan::definitions::TEXTS;
 use crate::sources::SourceKind;
 pub use contents::Contents;
 use groups::Layout;
 
 mod contents;
 mod groups;
+mod reasons;
 #[cfg(test)]
 mod tests;
 
@@ -58,6 +61,9 @@ pub struct NodeChange {
     pub node: String,
     /// What becomes of it.
     pub verdict: Verdict,
+    /// The nodes whose text has changed and which it is or reads, if it is defined otherwise: they are why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub because: Vec<String>,
     /// What the checkpoint has of it, if that was [asked for](Change::measure).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub has: Option<Contents>,
@@ -81,7 +87,8 @@ impl Change {
     /// If the checkpoint's rows are cut.
     pub fn between(checkpoint: &Checkpoint, plan: &Plan, bounded: bool) -> Result<Change, CheckpointError> {
         let (was, is) = (&checkpoint.progress.definitions, plan.definitions());
-        let names: BTreeSet<&String> = was.keys().chain(is.keys()).filter(|node| !belongs_to_group(node)).collect();
+        let names: BTreeSet<&String> =
+            was.keys().chain(is.keys()).filter(|node| !belongs_to_group(node) && *node != TEXTS).collect();
         let mut nodes = Vec::new();
         for node in names {
             let verdict = match (was.get(node), is.get(node)) {
@@ -106,7 +113,11 @@ impl Change {
                     Some(Contents::of(checkpoint, node)?).filter(|contents| !contents.is_empty())
                 }
             };
-            nodes.push(NodeChange { node: node.clone(), verdict, has: None, loses });
+            let because = match verdict {
+                Verdict::Recompute | Verdict::Extend => reasons::because(checkpoint, plan, node),
+                _ => Vec::new(),
+            };
+            nodes.push(NodeChange { node: node.clone(), verdict, because, has: None, loses });
         }
         Ok(Change { epoch: checkpoint.progress.epoch, nodes })
     }
@@ -190,6 +201,9 @@ impl Change {
         let before = &checkpoint.progress.definitions;
         let verdict = |path: &str| self.nodes.iter().find(|node| node.node == path).map(|node| node.verdict);
         let mut made: Vec<(String, NodeState)> = Vec::new();
+        if before.get(TEXTS).is_none_or(|before| before.digest != plan.hash) {
+            made.push((TEXTS.to_string(), reasons::state(plan)));
+        }
         for group in &plan.groups {
             let first = group.first_path();
             let verdict = verdict(&first);
@@ -266,7 +280,9 @@ fn blocks(node: &str, epoch: u64, state: &NodeState) -> Vec<Block> {
 /// What a job that begins with the plan has to say of its nodes in its first checkpoint.
 pub fn begin(plan: &Plan) -> Vec<Block> {
     let first = plan.groups.iter().filter(|group| group.is_first());
-    first.flat_map(|group| blocks(&group.shape_path(), 1, &Layout::of(group).state())).collect()
+    let shapes = first.map(|group| (group.shape_path(), Layout::of(group).state()));
+    let all = shapes.chain([(TEXTS.to_string(), reasons::state(plan))]);
+    all.flat_map(|(node, state)| blocks(&node, 1, &state)).collect()
 }
 
 /// Whether a node is a further instance of a feature group (`features.card#2`), its served features
@@ -317,13 +333,17 @@ pub struct Refused {
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "the topology has changed since the checkpoint of epoch {}, and this would be lost:", self.epoch)?;
-        for NodeChange { node, loses, verdict, .. } in &self.losing {
+        for NodeChange { node, loses, verdict, because, .. } in &self.losing {
             let why = match verdict {
                 Verdict::Drop => "is gone",
                 Verdict::Keep => "reads other topics",
                 Verdict::New | Verdict::Extend | Verdict::Recompute | Verdict::Replace => "is defined otherwise",
             };
-            writeln!(f, "  {node} {why}: {}", loses.clone().unwrap_or_default())?;
+            let because = match because.iter().map(String::as_str).filter(|cause| cause != node).collect::<Vec<_>>() {
+                causes if causes.is_empty() => String::new(),
+                causes => format!(", since {} has changed", causes.join(" and ")),
+            };
+            writeln!(f, "  {node} {why}{because}: {}", loses.clone().unwrap_or_default())?;
         }
         let effects = |node: &NodeChange| node.node.starts_with("sinks.") || node.node.starts_with("offline.");
         if self.losing.iter().any(effects) {

@@ -16,7 +16,7 @@
 //!        card_txn's rows    weather's rows
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use arrow::datatypes::SchemaRef;
@@ -30,6 +30,7 @@ use millstream_operators::score::Binding;
 use millstream_operators::units::Millis;
 
 use self::lineage::Lineage;
+use self::texts::Text;
 use crate::offline::TableKind;
 use crate::provenance::Provenance;
 use crate::sinks::SinkKind;
@@ -48,6 +49,7 @@ mod sources;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod warnings;
 
 /// A topology that can run.
@@ -75,6 +77,8 @@ pub struct Plan {
     pub sinks: Vec<SinkPlan>,
     /// Every offline table.
     pub offline: Vec<OfflinePlan>,
+    /// The nodes' own texts, by section and name.
+    pub texts: BTreeMap<String, Text>,
     /// What is probably not meant, though it can run.
     pub warnings: Vec<ConfigError>,
 }

@@ -40,6 +40,7 @@ fn every_command_that_prints_results_prints_json() {
     assert!(kafka[0]["settings"]["properties"]["topics"].is_object(), "{kafka}");
 
     assert_eq!(json(&["schema", "--json"])["title"], "Topology");
+    assert!(json(&["plan", &score, "--json"])["nodes"].is_array());
 
     let out = tempfile::tempdir().expect("a folder");
     let said = Running::start(&mut replay(score.as_ref(), 1, out.path())).end();

@@ -94,108 +94,93 @@ fn verdicts(change: &Change) -> String {
     told.collect::<Vec<_>>().join("\n")
 }
 
-const STATE: &str = "(1 key, 6 bytes of state)";
+/// What is replaced, by what, and the verdicts: `{STATE}`, `{outbox}` and `{rows}` are what would be lost.
+const CASES: &[(&str, &str, &str)] = &[
+    // How the job runs and how brokers are reached is no part of any definition.
+    ("name: job", "name: job\nengine: { workers: 4, epoch: 50ms, http: off, state: other }", ""),
+    (
+        "brokers: \"a:9092\", topics: [labels]",
+        "brokers: \"b:9093\", topics: [labels], options: { sasl.password: x }",
+        "",
+    ),
+    (
+        "to: { kafka: { brokers: \"a:9092\", topic: seen }",
+        "to: { kafka: { brokers: \"c:1\", topic: seen, linger: 5ms }",
+        "",
+    ),
+    // What goes out is encoded when it is decided: other columns go to the same place.
+    ("{ from: seen, to: { kafka", "{ from: seen, select: { a: amount }, to: { kafka", ""),
+    // What a node does not use may come and go: columns of a source or a preparation, names of features, what is served.
+    ("schema: { id: string, card", "schema: { id: string, country: string?, card", ""),
+    ("shop: string, amount: float64, label: int64 }", "amount: float64, shop: string }", ""),
+    ("where: amount > 0 }", "where: amount > 0, derive: { half: amount / 2 } }", ""),
+    ("{ ops: [count], windows: [1h] }", "{ as: visits, ops: [count], windows: [1h] }", ""),
+    ("key: [shop]", "key: [shop]\n    ttl: 30d\n    online: false", ""),
+    ("join: [{ features: card }]", "join: [{ features: card, exclude_self: true }]", ""),
+    (
+        "schema: { id: string, label",
+        "event_time: { column: at, lateness: 5m, idle_after: 1s }\n    schema: { at: timestamp, id: string, label",
+        "",
+    ),
+    // New nodes.
+    (
+        "vectors:",
+        "  city: { from: payments, key: [id], aggregates: [{ ops: [count], windows: [1h] }] }\nvectors:",
+        "features.city new",
+    ),
+    ("sinks:\n", "sinks:\n  more: { from: labels, to: { stdout: {} } }\n", "sinks.more new"),
+    // Nodes that are gone.
+    (
+        "drift:\n  amount: { from: paid, column: amount, detector: { page_hinkley: { threshold: 20 } } }\n",
+        "",
+        "drift.amount drop {STATE}",
+    ),
+    ("  seen: { from: seen, to: { kafka: { brokers: \"a:9092\", topic: seen } } }\n", "", "sinks.seen drop {outbox}"),
+    // A node of another definition, and what reads it.
+    ("threshold: 20", "threshold: 30", "drift.amount recompute {STATE}"),
+    ("{ ops: [count], windows: [1h] }", "{ ops: [count], windows: [2h] }", "features.shop recompute {STATE}"),
+    ("where: amount > 0", "where: amount > 1", "drift.amount recompute {STATE}\nfeatures.card recompute {STATE}"),
+    ("amount: float64", "amount: int64", "drift.amount recompute {STATE}\nfeatures.card recompute {STATE}"),
+    ("card: string, shop: string", "card: int64, shop: string", "features.card recompute {STATE}"),
+    (
+        "    schema: { id: string, card",
+        "    ranges: { amount: { max: 9 } }\n    schema: { id: string, card",
+        "drift.amount recompute {STATE}\nfeatures.card recompute {STATE}\nfeatures.shop recompute {STATE}",
+    ),
+    (
+        "    schema: { id: string, card",
+        "    event_time: { column: at }\n    schema: { at: timestamp, id: string, card",
+        "drift.amount recompute {STATE}\nfeatures.card recompute {STATE}\nfeatures.shop recompute {STATE}",
+    ),
+    // Outputs that go elsewhere while the checkpoint has some on their way.
+    ("topic: seen }", "topic: elsewhere }", "sinks.seen replace {outbox}"),
+    ("topic: seen }", "topic: seen, delivery: at_least_once }", "sinks.seen replace {outbox}"),
+    ("path: lake/seen", "path: lake/new", "offline.seen replace {rows}"),
+    (
+        "path: out/copy.jsonl",
+        "path: out/other.jsonl",
+        "sinks.copy replace (100 bytes in the file; 2 bytes of epochs 40 to 40, decided and maybe not committed yet)",
+    ),
+    // Positions.
+    ("topics: [payments, refunds]", "topics: [payments, more, refunds]", ""),
+    ("topics: [payments, refunds]", "topics: [payments]", "sources.payments keep (refunds/0 at 5)"),
+    (
+        "kafka: { brokers: \"a:9092\", topics: [labels] }",
+        "file: { paths: [labels.jsonl] }",
+        "sources.labels replace (labels/0 at 5)",
+    ),
+    ("  labels:\n", "  marks:\n", "sources.labels drop (labels/0 at 5)\nsources.marks new"),
+];
 
-/// (what is replaced, by what, verdicts)
+/// The cases, with the verdicts in full.
 fn cases() -> Vec<(&'static str, &'static str, String)> {
-    let epochs =
+    let waiting =
         |bytes, epoch| format!("({bytes} bytes of epochs {epoch} to {epoch}, decided and maybe not committed yet)");
-    let (outbox, rows) = (epochs(2, 40), epochs(3, 39));
-    vec![
-        // How the job runs and how brokers are reached is no part of any definition.
-        ("name: job", "name: job\nengine: { workers: 4, epoch: 50ms, http: off, state: other }", String::new()),
-        (
-            "brokers: \"a:9092\", topics: [labels]",
-            "brokers: \"b:9093\", topics: [labels], options: { sasl.password: x }",
-            String::new(),
-        ),
-        (
-            "to: { kafka: { brokers: \"a:9092\", topic: seen }",
-            "to: { kafka: { brokers: \"c:1\", topic: seen, linger: 5ms }",
-            String::new(),
-        ),
-        // What goes out is encoded when it is decided: other columns go to the same place.
-        ("{ from: seen, to: { kafka", "{ from: seen, select: { a: amount }, to: { kafka", String::new()),
-        // What a node does not use may come and go: columns of a source or a preparation, names of features, what is served.
-        ("schema: { id: string, card", "schema: { id: string, country: string?, card", String::new()),
-        ("shop: string, amount: float64, label: int64 }", "amount: float64, shop: string }", String::new()),
-        ("where: amount > 0 }", "where: amount > 0, derive: { half: amount / 2 } }", String::new()),
-        ("{ ops: [count], windows: [1h] }", "{ as: visits, ops: [count], windows: [1h] }", String::new()),
-        ("key: [shop]", "key: [shop]\n    ttl: 30d\n    online: false", String::new()),
-        ("join: [{ features: card }]", "join: [{ features: card, exclude_self: true }]", String::new()),
-        (
-            "schema: { id: string, label",
-            "event_time: { column: at, lateness: 5m, idle_after: 1s }\n    schema: { at: timestamp, id: string, label",
-            String::new(),
-        ),
-        // New nodes.
-        (
-            "vectors:",
-            "  city: { from: payments, key: [id], aggregates: [{ ops: [count], windows: [1h] }] }\nvectors:",
-            "features.city new".into(),
-        ),
-        ("sinks:\n", "sinks:\n  more: { from: labels, to: { stdout: {} } }\n", "sinks.more new".into()),
-        // Nodes that are gone.
-        (
-            "drift:\n  amount: { from: paid, column: amount, detector: { page_hinkley: { threshold: 20 } } }\n",
-            "",
-            format!("drift.amount drop {STATE}"),
-        ),
-        (
-            "  seen: { from: seen, to: { kafka: { brokers: \"a:9092\", topic: seen } } }\n",
-            "",
-            format!("sinks.seen drop {outbox}"),
-        ),
-        // A node of another definition, and what reads it.
-        ("threshold: 20", "threshold: 30", format!("drift.amount recompute {STATE}")),
-        (
-            "{ ops: [count], windows: [1h] }",
-            "{ ops: [count], windows: [2h] }",
-            format!("features.shop recompute {STATE}"),
-        ),
-        (
-            "where: amount > 0",
-            "where: amount > 1",
-            format!("drift.amount recompute {STATE}\nfeatures.card recompute {STATE}"),
-        ),
-        (
-            "amount: float64",
-            "amount: int64",
-            format!("drift.amount recompute {STATE}\nfeatures.card recompute {STATE}"),
-        ),
-        ("card: string, shop: string", "card: int64, shop: string", format!("features.card recompute {STATE}")),
-        (
-            "    schema: { id: string, card",
-            "    ranges: { amount: { max: 9 } }\n    schema: { id: string, card",
-            format!("drift.amount recompute {STATE}\nfeatures.card recompute {STATE}\nfeatures.shop recompute {STATE}"),
-        ),
-        (
-            "    schema: { id: string, card",
-            "    event_time: { column: at }\n    schema: { at: timestamp, id: string, card",
-            format!("drift.amount recompute {STATE}\nfeatures.card recompute {STATE}\nfeatures.shop recompute {STATE}"),
-        ),
-        // Outputs that go elsewhere while the checkpoint has some on their way.
-        ("topic: seen }", "topic: elsewhere }", format!("sinks.seen replace {outbox}")),
-        ("topic: seen }", "topic: seen, delivery: at_least_once }", format!("sinks.seen replace {outbox}")),
-        ("path: lake/seen", "path: lake/new", format!("offline.seen replace {rows}")),
-        (
-            "path: out/copy.jsonl",
-            "path: out/other.jsonl",
-            format!(
-                "sinks.copy replace {}",
-                "(100 bytes in the file; 2 bytes of epochs 40 to 40, decided and maybe not committed yet)"
-            ),
-        ),
-        // Positions.
-        ("topics: [payments, refunds]", "topics: [payments, more, refunds]", String::new()),
-        ("topics: [payments, refunds]", "topics: [payments]", "sources.payments keep (refunds/0 at 5)".into()),
-        (
-            "kafka: { brokers: \"a:9092\", topics: [labels] }",
-            "file: { paths: [labels.jsonl] }",
-            "sources.labels replace (labels/0 at 5)".into(),
-        ),
-        ("  labels:\n", "  marks:\n", "sources.labels drop (labels/0 at 5)\nsources.marks new".into()),
-    ]
+    let full = |verdicts: &str| {
+        let verdicts = verdicts.replace("{STATE}", "(1 key, 6 bytes of state)");
+        verdicts.replace("{outbox}", &waiting(2, 40)).replace("{rows}", &waiting(3, 39))
+    };
+    CASES.iter().map(|(old, new, verdicts)| (*old, *new, full(verdicts))).collect()
 }
 
 #[test]
@@ -222,7 +207,9 @@ fn a_start_takes_up_what_is_kept_and_nothing_else() {
         // Groups that begin say what stands where in their state.
         let begins = |node: &&NodeChange| matches!(node.verdict, Verdict::New | Verdict::Recompute);
         let groups = change.nodes.iter().filter(begins).filter(|node| node.node.starts_with("features."));
-        let shapes: Vec<String> = groups.map(|node| format!("{}.shape", node.node)).collect();
+        let shapes = groups.map(|node| format!("{}.shape", node.node));
+        let texts = (after.hash != before.hash).then(|| TEXTS.to_string());
+        let shapes: Vec<String> = shapes.chain(texts).collect();
         assert_eq!(
             made.iter().map(|block| block.name.to_string()).collect::<BTreeSet<_>>(),
             shapes.iter().cloned().collect()
@@ -230,7 +217,10 @@ fn a_start_takes_up_what_is_kept_and_nothing_else() {
         // What is taken up of a checkpoint of everything is what there would be of the nodes that are kept.
         let planned = after.definitions();
         let mut expected = checkpoint(&before);
-        let kept = |node: &str| change.nodes.iter().any(|n| n.node == node && n.verdict == Verdict::Keep);
+        let kept = |node: &str| match node == TEXTS {
+            true => after.hash == before.hash,
+            false => change.nodes.iter().any(|n| n.node == node && n.verdict == Verdict::Keep),
+        };
         let group = |node: &str| node.trim_end_matches(".online").trim_end_matches(".shape").to_string();
         expected.nodes.retain(|node, _| kept(&group(node)) && planned.contains_key(node));
         for block in made {
@@ -280,7 +270,8 @@ fn a_further_instance_of_a_group_begins_with_the_state_of_the_first() {
     let mut taken = checkpoint(&once);
     let change = Change::between(&taken, &twice, false).unwrap();
     assert!(change.is_none(), "{change:?}");
-    let made = change.apply(&mut taken, &twice, false).unwrap();
+    let mut made = change.apply(&mut taken, &twice, false).unwrap();
+    made.retain(|block| &*block.name != TEXTS);
     assert_eq!(taken.nodes["features.card#2"], taken.nodes["features.card"]);
     let state = &taken.nodes["features.card"][&3][0];
     let block = Block { kind: Kind::State, name: "features.card#2".into(), part: 3, epoch: 41, bytes: state.clone() };
@@ -289,7 +280,9 @@ fn a_further_instance_of_a_group_begins_with_the_state_of_the_first() {
     // The first is left alone when the second goes.
     let mut taken = checkpoint(&twice);
     let change = Change::between(&taken, &once, false).unwrap();
-    assert!(change.is_none() && change.apply(&mut taken, &once, false).unwrap().is_empty());
+    assert!(change.is_none());
+    let made = change.apply(&mut taken, &once, false).unwrap();
+    assert!(made.iter().all(|block| &*block.name == TEXTS), "{made:?}");
     assert_eq!(
         taken.nodes.keys().collect::<Vec<_>>(),
         [
@@ -299,7 +292,8 @@ fn a_further_instance_of_a_group_begins_with_the_state_of_the_first() {
             "features.card.shape",
             "features.shop",
             "features.shop.online",
-            "features.shop.shape"
+            "features.shop.shape",
+            TEXTS
         ]
     );
 }
@@ -359,8 +353,10 @@ fn a_group_goes_on_with_the_aggregates_that_stay() {
 /// is digested may get a field only if nothing is written for its default.
 #[test]
 fn digests_are_those_that_checkpoints_have() {
-    let found: Vec<String> =
-        plan(BEFORE).definitions().iter().map(|(node, digest)| format!("{node} {digest}")).collect();
+    let mut definitions = plan(BEFORE).definitions();
+    // That one only says that something has changed.
+    assert!(definitions.remove(TEXTS).is_some());
+    let found: Vec<String> = definitions.iter().map(|(node, digest)| format!("{node} {digest}")).collect();
     let expected = [
         "drift.amount 05bb810f722deb7f",
         "features.card a417900bb0068f3c",
@@ -376,4 +372,30 @@ fn digests_are_those_that_checkpoints_have() {
         "sources.payments 91dfd0b1d70207b9",
     ];
     assert_eq!(found, expected);
+}
+
+/// A node whose own text is what it was names what it reads and what has changed.
+#[test]
+fn a_node_that_is_defined_otherwise_says_why() {
+    let mut known = checkpoint(&plan(BEFORE));
+    let texts = begin(&plan(BEFORE)).into_iter().find(|block| &*block.name == TEXTS).unwrap();
+    known.nodes.insert(TEXTS.into(), [(texts.part, vec![texts.bytes])].into());
+    let because = |old: &str, new: &str| {
+        let change = Change::between(&known, &plan(&BEFORE.replacen(old, new, 1)), false).unwrap();
+        let told = change.nodes.iter().filter(|node| !node.because.is_empty());
+        let told: Vec<String> = told.map(|node| format!("{}: {}", node.node, node.because.join(" "))).collect();
+        (told.join(", "), change.permit(&[]).err().map(|refused| refused.to_string()).unwrap_or_default())
+    };
+    let (told, refused) = because("where: amount > 0", "where: amount > 1");
+    assert_eq!(told, "drift.amount: prepare.paid, features.card: prepare.paid");
+    assert!(refused.contains("features.card is defined otherwise, since prepare.paid has changed: 1 key"), "{refused}");
+    let (told, refused) = because("threshold: 20", "threshold: 21");
+    assert_eq!(told, "drift.amount: drift.amount");
+    assert!(refused.contains("drift.amount is defined otherwise: 1 key"), "{refused}");
+    assert_eq!(
+        because("    schema: { id: string, card", "    ranges: { amount: { max: 9 } }\n    schema: { id: string, card")
+            .0,
+        "drift.amount: sources.payments, features.card: sources.payments, features.shop: sources.payments"
+    );
+    assert_eq!(because("name: job", "name: job\nengine: { workers: 4 }").0, "");
 }

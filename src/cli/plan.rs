@@ -59,7 +59,7 @@ impl Run for Plan {
 fn text(change: &Change, refused: Option<&str>) -> String {
     let mut text = format!("checkpoint of epoch {}\n", change.epoch);
     let width = change.nodes.iter().map(|node| node.node.len()).max().unwrap_or(0);
-    for NodeChange { node, verdict, has, loses } in &change.nodes {
+    for NodeChange { node, verdict, because, has, loses } in &change.nodes {
         let verdict = match verdict {
             Verdict::Keep => "keep",
             Verdict::New => "new",
@@ -74,7 +74,12 @@ fn text(change: &Change, refused: Option<&str>) -> String {
             Some(_) => "; would be lost".to_string(),
             None => String::new(),
         };
-        text += format!("  {verdict:9}  {node:width$}  {has}{lost}").trim_end();
+        let others: Vec<&str> = because.iter().map(String::as_str).filter(|cause| cause != node).collect();
+        let because = match others.is_empty() {
+            true => String::new(),
+            false => format!("; because of {}", others.join(", ")),
+        };
+        text += format!("  {verdict:9}  {node:width$}  {has}{lost}{because}").trim_end();
         text += "\n";
     }
     match refused {

@@ -25,7 +25,9 @@ impl Plan {
         let outcomes = self.outcomes.iter().map(|outcome| (outcome.path(), outcome.hash.clone()));
         let sinks = self.sinks.iter().map(|sink| (sink.path(), self.sink_digest(&sink.kind)));
         let tables = self.offline.iter().map(|table| (table.path(), self.table_digest(&table.table)));
+        let texts = [(TEXTS.to_string(), self.hash.clone())];
         sources
+            .chain(texts)
             .chain(groups)
             .chain(shapes)
             .chain(online)
@@ -60,6 +62,9 @@ impl Plan {
         inside.unwrap_or(Path::new(path)).to_string_lossy().into_owned()
     }
 }
+
+/// The name of the state that has the nodes' texts, as digests.
+pub const TEXTS: &str = "topology.texts";
 
 /// The section and name of source `name`.
 pub fn source_path(name: &str) -> String {

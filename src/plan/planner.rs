@@ -13,7 +13,7 @@ use super::groups::Groups;
 use super::lineage::Lineage;
 use super::names::{self, Names, Reference, Section, Wanted};
 use super::{DetectorPlan, ModelPlan, Node, OfflinePlan, OutcomePlan, Plan, SinkPlan, StreamPlan};
-use super::{engine, warnings};
+use super::{engine, texts, warnings};
 use crate::sources::SourceKind;
 use crate::topology::{Topology, file};
 
@@ -162,6 +162,7 @@ impl<'t> Planner<'t> {
                 &(&self.topology.name, self.models.iter().map(|model| &model.digest).collect::<Vec<_>>()),
                 &definitions(self.topology),
             ),
+            texts: texts::texts(self.topology, &self.models),
             streams: self.streams,
             groups,
             models: self.models,
