@@ -95,7 +95,7 @@ impl Checkpoints {
             tables: start.plan.offline.iter().map(|table| table.name.as_str().into()).collect(),
             start,
         };
-        if gathering.changed && gathering.progress.epoch > 0 {
+        if gathering.progress.epoch > 0 {
             gathering.adopt()?;
         }
         let run = move || gathering.run(&receiver).then_some(Closing(gathering));
@@ -152,12 +152,17 @@ struct Gathering {
 }
 
 impl Gathering {
-    /// Publishes the checkpoint that the job goes on from once more, with the nodes of a changed plan, before anything is done
-    /// with them: what a start that is killed leaves behind is then its own.
+    /// Publishes the checkpoint that the job goes on from once more, if there are nodes or writers that it does not know, before
+    /// anything is done with them: what a start that is killed leaves behind (a file, a transaction that is open) is then known
+    /// to the next one, however many workers that has.
     fn adopt(&mut self) -> anyhow::Result<()> {
+        let known = self.progress.committed.clone();
         self.note(self.progress.epoch);
+        if !self.changed && self.progress.committed.keys().all(|effect| known.contains_key(effect)) {
+            return Ok(());
+        }
         let published = self.start.store.publish(&self.progress, &self.blocks);
-        published.context("write the checkpoint with the nodes of the changed topology")?;
+        published.context("write the checkpoint with the nodes and writers of this start")?;
         self.blocks.clear();
         self.changed = false;
         Ok(())
