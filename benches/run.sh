@@ -11,6 +11,7 @@
 #                          output probabilities [n, 2])
 #   KAFKA_BROKERS          a running broker; without it one is started on KAFKA_PORT
 #   THROUGHPUT, LATENCY    legs, separated by commas
+#   RECOVERY               legs that kill the system
 #   EPOCH=50ms             epochs of the exactly-once rows
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -48,12 +49,13 @@ row() { # NAME KEYS LEGS COMMAND...
   timeout 900 "$bin/bench" "$@" || { tail -5 "$LOG"; return 1; }
   [[ $1 =~ -w[01]$ ]] || return 0
   # Results of the first million events are kept.
-  count=$(tr , '\n' <<<"$3" | awk -F '[TLx]' '{ n += /^T/ ? $2 : $2 * $3 } END { print n < 1000000 ? n : 1000000 }')
+  count=$(tr , '\n' <<<"$3" | awk -F '[TLKx]' '{ n += /^T/ ? $2 : $2 * $3 } END { print n < 1000000 ? n : 1000000 }')
   "$python" tests/python/recompute_workloads.py check "${1##*-}" "$SAMPLE" --models "$MODELS" \
     --keys "$2" --count "$count" --every 97
 }
 throughput=${THROUGHPUT:-T600000,T500000,T500000,T500000}
 latency=${LATENCY:-L2000x20,L10000x20,L30000x20}
+recovery=${RECOVERY:-T300000,K5000x8,K5000x8,K5000x8}
 row copy 1000 "$throughput,$latency" "$bin/bare" copy
 row bare-w0 1000 "$throughput" "$bin/bare" w0
 row millstream-w0 1000 "$throughput" "$bin/millstream" run benches/kafka/w0.yaml
@@ -64,6 +66,8 @@ row millstream-w1 1000 "$throughput,$latency" "$bin/millstream" run benches/kafk
   export DELIVERY=exactly_once EPOCH=${EPOCH:-50ms} ISOLATION=read_committed
   row exactly-once-w1 1000 "$throughput,$latency" "$bin/millstream" run benches/kafka/w1.yaml
   row exactly-once-w1 100000 "$throughput,$latency" "$bin/millstream" run benches/kafka/w1.yaml
+  row recovery-w1 1000 "$recovery" "$bin/millstream" run benches/kafka/w1.yaml
+  row recovery-w1 100000 "$recovery" "$bin/millstream" run benches/kafka/w1.yaml
 )
 row bare-w1 100000 "$throughput" "$bin/bare" w1
 row millstream-w1 100000 "$throughput" "$bin/millstream" run benches/kafka/w1.yaml

@@ -6,6 +6,8 @@
 //!   works; CPU is taken from 30 % to 100 % of the outputs.
 //! - `L<rate>x<seconds>`: latency, open loop. Event i is due at start + i / rate and is sent then, whatever the system
 //!   does; latency is the reader's clock minus the due time. The first quarter is not counted.
+//! - `K<rate>x<seconds>`: recovery. Events come as in `L`; half way the system is killed (SIGKILL) and started again at
+//!   once. Measured is the time from the kill to the first output of an event that was sent after it.
 //!
 //! Environment: KAFKA_BROKERS, SAMPLE (file for every 97th output), LOG (file for the system's output).
 
@@ -41,7 +43,11 @@ fn main() -> anyhow::Result<()> {
                 let (rate, seconds) = rest.split_once('x').context("L<rate>x<seconds>")?;
                 bench.latency(rate.parse()?, seconds.parse()?)?;
             }
-            _ => bail!("unknown leg `{leg}`; use T<events> or L<rate>x<seconds>"),
+            ("K", rest) => {
+                let (rate, seconds) = rest.split_once('x').context("K<rate>x<seconds>")?;
+                bench.recovery(rate.parse()?, seconds.parse()?)?;
+            }
+            _ => bail!("unknown leg `{leg}`; use T<events>, L<rate>x<seconds> or K<rate>x<seconds>"),
         }
     }
     Ok(())
@@ -133,18 +139,31 @@ impl Bench {
         Ok(())
     }
 
-    fn latency(&mut self, rate: u64, seconds: u64) -> anyhow::Result<()> {
+    fn running(&mut self) -> anyhow::Result<&mut System> {
+        self.system.as_mut().context("no system was started")
+    }
+
+    /// Starts the system if it does not run yet, and gives it time to come to rest.
+    fn settle(&mut self) -> anyhow::Result<()> {
         if self.system.is_none() {
             self.system = Some(System::start(&self.command, &self.group)?);
             std::thread::sleep(Duration::from_secs(3));
         }
         std::thread::sleep(Duration::from_millis(1_500));
-        let system = self.system.as_mut().context("a system was just started")?;
-        let (first, total) = (self.next, rate * seconds);
-        let start = now_nanos() + 1_000_000;
-        self.reader.measure(first, first + total / 4, start, rate);
+        Ok(())
+    }
+
+    /// Sends `total` events, each when it is due, and calls `look` with the number sent so far again and again. Gives how
+    /// late the generator itself was at worst, in nanoseconds.
+    fn offer(
+        &mut self,
+        start: i64,
+        rate: u64,
+        total: u64,
+        mut look: impl FnMut(&mut Bench, u64) -> anyhow::Result<()>,
+    ) -> anyhow::Result<u64> {
         let (mut key, mut value) = (Vec::with_capacity(16), Vec::with_capacity(160));
-        let (mut sent, mut late_nanos, mut warm) = (0, 0, None);
+        let (first, mut sent, mut late_nanos) = (self.next, 0, 0);
         while sent < total {
             let elapsed = (now_nanos() - start).max(0) as u64;
             late_nanos = late_nanos.max(elapsed.saturating_sub(sent * 1_000_000_000 / rate));
@@ -154,22 +173,67 @@ impl Bench {
                 send(&self.live, TOPIC_IN, &key, &value)?;
                 sent += 1;
             }
-            if warm.is_none() && sent >= total / 4 {
-                warm = Some((system.cpu_seconds()?, sent));
-            }
+            self.next = first + sent;
+            look(self, sent)?;
             self.live.poll(Duration::ZERO);
             std::thread::sleep(Duration::from_micros(500));
         }
-        self.next += total;
-        let cpu = system.cpu_seconds()?;
+        Ok(late_nanos)
+    }
+
+    /// Waits until there is an output for every event.
+    fn await_all(&mut self) -> anyhow::Result<()> {
         let end = Instant::now();
         while self.reader.shared.distinct.load(Relaxed) < self.next {
             if end.elapsed() > Duration::from_secs(60) {
                 bail!("{}: outputs are missing a minute after the last event", self.name);
             }
             std::thread::sleep(Duration::from_millis(5));
-            system.check()?;
+            self.running()?.check()?;
         }
+        Ok(())
+    }
+
+    fn recovery(&mut self, rate: u64, seconds: u64) -> anyhow::Result<()> {
+        self.settle()?;
+        let (total, mut killed) = (rate * seconds, None);
+        self.offer(now_nanos() + 1_000_000, rate, total, |bench, sent| {
+            if killed.is_none() && sent >= total / 2 {
+                // Dropping kills and waits.
+                bench.system = None;
+                bench.reader.await_event(bench.next);
+                killed = Some((now_nanos(), state_bytes()));
+                bench.system = Some(System::start(&bench.command, &bench.group)?);
+            }
+            Ok(())
+        })?;
+        self.await_all()?;
+        let (killed, state) = killed.context("the leg passed its half")?;
+        println!(
+            r#"{{"name":"{}","keys":{},"leg":"K{rate}x{seconds}","first_new_output_ms":{:.0},"state_mb":{},"repeated":{}}}"#,
+            self.name,
+            self.keys,
+            (self.reader.shared.came_nanos.load(Relaxed) - killed) as f64 / 1e6,
+            state >> 20,
+            self.reader.shared.repeated.load(Relaxed),
+        );
+        Ok(())
+    }
+
+    fn latency(&mut self, rate: u64, seconds: u64) -> anyhow::Result<()> {
+        let (first, total) = (self.next, rate * seconds);
+        self.settle()?;
+        let start = now_nanos() + 1_000_000;
+        self.reader.measure(first, first + total / 4, start, rate);
+        let mut warm = None;
+        let late_nanos = self.offer(start, rate, total, |bench, sent| {
+            if warm.is_none() && sent >= total / 4 {
+                warm = Some((bench.running()?.cpu_seconds()?, sent));
+            }
+            Ok(())
+        })?;
+        let cpu = self.running()?.cpu_seconds()?;
+        self.await_all()?;
         let (warm_cpu, warm_sent) = warm.context("the leg passed a quarter")?;
         let histogram = self.reader.take();
         println!(
@@ -183,6 +247,21 @@ impl Bench {
         );
         Ok(())
     }
+}
+
+/// Size of the folder that `STATE` names, with what lies in it.
+fn state_bytes() -> u64 {
+    fn size(path: &std::path::Path) -> u64 {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        let sizes = entries.map(|entry| match entry.metadata() {
+            Ok(found) if found.is_dir() => size(&entry.path()),
+            Ok(found) => found.len(),
+            // It was removed a moment ago.
+            Err(_) => 0,
+        });
+        sizes.sum()
+    }
+    std::env::var("STATE").map_or(0, |folder| size(folder.as_ref()))
 }
 
 /// Percentiles in milliseconds of a histogram in microseconds, as JSON members.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,6 +24,10 @@ pub struct Seen {
     pub distinct: AtomicU64,
     /// Outputs of an event that had one.
     pub repeated: AtomicU64,
+    /// The event whose output, or a later one's, is waited for.
+    awaited: AtomicI64,
+    /// When that came, in nanoseconds since 1970; 0 before.
+    pub came_nanos: AtomicI64,
     schedule: Mutex<Option<Schedule>>,
 }
 
@@ -74,6 +78,12 @@ impl Reader {
         *self.shared.schedule.lock().expect("the reader does not panic") = Some(schedule);
     }
 
+    /// From now on, waits for the output of event `id` or of a later one: [`Seen::came_nanos`].
+    pub fn await_event(&self, id: u64) {
+        self.shared.came_nanos.store(0, Relaxed);
+        self.shared.awaited.store(id as i64, Relaxed);
+    }
+
     /// Ends the measurement; gives latencies in microseconds.
     pub fn take(&self) -> Histogram<u64> {
         let schedule = self.shared.schedule.lock().expect("the reader does not panic").take();
@@ -105,6 +115,9 @@ fn read(consumer: &BaseConsumer, seen: &Seen, mut sample: Option<File>) {
         {
             let due = schedule.start_nanos + ((id as u64 - schedule.first) * 1_000_000_000 / schedule.rate) as i64;
             schedule.histogram.saturating_record(((now_nanos() - due) / 1_000).max(1) as u64);
+        }
+        if id >= seen.awaited.load(Relaxed) && seen.came_nanos.load(Relaxed) == 0 {
+            seen.came_nanos.store(now_nanos(), Relaxed);
         }
         seen.distinct.fetch_add(1, Relaxed);
     }
