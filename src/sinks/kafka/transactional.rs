@@ -46,8 +46,8 @@ pub(super) struct Transactional {
     current: usize,
     /// The current producer's transaction: none, or with the newest epoch that is closed in it.
     open: Option<Transaction>,
-    /// When the last transaction was begun; none in this run yet.
-    began: Option<Instant>,
+    /// When the last transaction was begun.
+    began: Instant,
     steps: Option<Sender<Step>>,
     committed: Arc<Committed>,
     thread: Option<JoinHandle<()>>,
@@ -135,7 +135,7 @@ impl Transactional {
             producers: sides,
             current: 0,
             open: None,
-            began: None,
+            began: Instant::now(),
             steps: Some(steps),
             committed,
             thread: Some(thread),
@@ -170,7 +170,7 @@ impl Transactional {
     fn begin(&mut self) -> Result<(), SinkError> {
         let topic = &self.producers[self.current].topic;
         topic.producer.begin_transaction().map_err(|error| said(topic, "begin a transaction", &error))?;
-        self.began = Some(Instant::now());
+        self.began = Instant::now();
         Ok(())
     }
 
@@ -211,9 +211,8 @@ impl SinkWriter for Transactional {
 
     fn close_epoch(&mut self, epoch: u64) -> Result<(), SinkError> {
         self.check()?;
-        // A run's first epoch and, from time to time, one without records bring a marker to the brokers: one that is not
-        // there has been forgotten, never just not been written.
-        let due = self.began.is_none_or(|began| began.elapsed() > MARKER_AGE_MAX);
+        // From time to time an epoch without records brings a marker to the brokers as well, who forget old ones.
+        let due = self.began.elapsed() > MARKER_AGE_MAX;
         if self.open.is_none() && due && !self.producers[self.current].busy.load(Ordering::Acquire) {
             self.begin()?;
             self.open = Some(Transaction { closed: None });
@@ -323,7 +322,9 @@ fn fence(topic: &Topic, id: &str) -> Result<(), SinkError> {
     again(topic, &doing, Some(Instant::now() + FENCE_WAIT), || topic.producer.init_transactions(CALL_WAIT))
 }
 
-/// Writes decided records again that the marker does not know of.
+/// Writes decided records again that the marker does not know of. With or without records it commits a marker, so that one
+/// that is not there has been forgotten, never just not been written: every interleaving is looked at in
+/// `tests/commit_model.rs`.
 fn redo(topic: &Topic, marker: &Marker, open: &Open, found: Option<u64>) -> Result<(), SinkError> {
     let commits = &open.commits;
     if found.is_none() && commits.known > 0 && !commits.pending.is_empty() {
@@ -339,8 +340,8 @@ fn redo(topic: &Topic, marker: &Marker, open: &Open, found: Option<u64>) -> Resu
         return Err(SinkError::Kafka { name: open.name.clone(), detail });
     }
     let done = found.unwrap_or(0).max(commits.known);
-    let missing: Vec<&(u64, Records)> = commits.pending.iter().filter(|(epoch, _)| *epoch > done).collect();
-    let Some((through, _)) = missing.last().filter(|_| !failpoint::has(Flaw::NoRedo)) else { return Ok(()) };
+    let is_missing = |(epoch, _): &&(u64, Records)| *epoch > done && !failpoint::has(Flaw::NoRedo);
+    let missing: Vec<&(u64, Records)> = commits.pending.iter().filter(is_missing).collect();
     topic.producer.begin_transaction().map_err(|error| said(topic, "begin a transaction", &error))?;
     let mut count = 0;
     for (epoch, records) in &missing {
@@ -353,8 +354,12 @@ fn redo(topic: &Topic, marker: &Marker, open: &Open, found: Option<u64>) -> Resu
     }
     drain(topic)?;
     failpoint::reached(Point::OutboxSent);
-    commit(topic, marker, *through)?;
-    tracing::info!(sink = %open.name, worker = open.worker, records = count, through, "committed what was decided before");
+    let through = commits.decided.epoch();
+    commit(topic, marker, through)?;
+    if count > 0 {
+        let (sink, worker) = (&open.name, open.worker);
+        tracing::info!(sink, worker, records = count, through, "committed what was decided before");
+    }
     Ok(())
 }
 
