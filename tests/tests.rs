@@ -2,6 +2,8 @@
 
 /// What scripts rely on: JSON, exit codes, pipes.
 mod command_line;
+/// The commit protocol as a model: all that can happen.
+mod commit_model;
 /// The pages: their links lead somewhere.
 mod docs;
 /// Wrong topologies, and what is said about them: a file a case, in `errors/`.

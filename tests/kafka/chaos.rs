@@ -135,7 +135,8 @@ impl Chaos {
         let oracle = self.writer.finish();
         let all = oracle.expected.len() + oracle.poison.len();
         let (mut grown, mut before) = (Instant::now() + SILENCE, 0);
-        while before < all && grown.elapsed() < silence {
+        // One that was stopped before it reads has not started.
+        while (before < all || !running.err().contains("\"reading\"")) && grown.elapsed() < silence {
             let now = self.vectors.len() + self.rejects.len();
             if now > before {
                 (grown, before) = (Instant::now(), now);
