@@ -20,7 +20,7 @@ use super::error::CheckpointError;
 use super::manifest::Base;
 use super::segment::{self, Appender, Summary};
 use super::storage::{Place, Storage};
-use super::{Block, Kind, Progress, Store, definitions, is_pending};
+use super::{Block, Checkpoint, Kind, Progress, Store, definitions, is_pending};
 use crate::failpoint::{self, Point};
 
 /// A merge under way.
@@ -128,6 +128,31 @@ impl Store {
             self.merge(self.segment_name(), progress, segments, merge_segments)?;
         }
         Ok(())
+    }
+
+    /// Merges what a start has read, if that was much more than the state. It has it in memory anyway, and a job that dies
+    /// again and again must not spend its lives reading what the one before had no time to merge.
+    pub fn merge_loaded(&mut self, checkpoint: &Checkpoint) {
+        let bytes: u64 = self.closed.iter().map(|segment| segment.bytes).sum();
+        let base = self.base.as_ref().map_or(0, |base| base.segment.bytes);
+        if bytes <= base.max(self.limits.changes_bytes) {
+            return;
+        }
+        let epoch = checkpoint.progress.epoch;
+        let name = format!("base-{}", self.segment_name());
+        self.segments += 1;
+        let blocks = checkpoint.nodes.iter().flat_map(|(node, state)| {
+            let node: Arc<str> = node.as_str().into();
+            state.iter().filter_map(move |(part, changes)| {
+                let merged = rows::merge(changes.iter().map(Vec::as_slice));
+                let block = |bytes| Block { kind: Kind::State, name: node.clone(), part: *part, epoch, bytes };
+                (merged != Ok(Vec::new())).then(|| merged.map(block))
+            })
+        });
+        match write(&*self.place.0, &name, blocks) {
+            Ok(segment) => self.base = Some(Base { epoch, segment }),
+            Err(error) => tracing::warn!(%error, "changes could not be merged; trying again later"),
+        }
     }
 
     fn merge(

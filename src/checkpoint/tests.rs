@@ -254,6 +254,28 @@ fn many_segments_are_merged_into_few() {
 }
 
 #[test]
+fn short_lives_do_not_leave_more_and_more_to_read() {
+    in_process(|place| {
+        let most = Limits::DEFAULT.changes_bytes;
+        for epoch in 2..14 {
+            let (mut store, loaded) = again(place);
+            if let Some(loaded) = loaded {
+                let state = &loaded.nodes["card"][&255];
+                let merged = millstream_operators::state::rows::merge(state.iter().map(Vec::as_slice)).unwrap();
+                assert_eq!(merged, row("zero", Some(&format!("state of {}", epoch - 1))));
+                store.merge_loaded(&loaded);
+            }
+            // It dies before what is merged beside it could be taken up.
+            let mut changes = blocks(epoch);
+            changes.push(block(Kind::Outbox, "kafka \"quoted\"", 1, epoch, vec![7; 30 << 20]));
+            store.publish(&progress(epoch), &changes).unwrap();
+            let read: u64 = store.closed.iter().map(|segment| segment.bytes).sum();
+            assert!(read < 2 * most, "life {epoch} leaves {read} bytes to read");
+        }
+    });
+}
+
+#[test]
 fn outputs_that_were_committed_do_not_pile_up() {
     let most = Limits::DEFAULT.changes_bytes;
     in_process(|place| {

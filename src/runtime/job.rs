@@ -78,6 +78,9 @@ impl Job {
         let store = Store::open(&place, &plan.name, &plan.hash);
         let mut store = store.context("take the place of the state (`engine.state`)")?;
         let TakenUp { checkpoint, made, began } = take_up(&mut store, &plan, mode != Mode::Live, allowed)?;
+        if made.is_none() {
+            store.merge_loaded(&checkpoint);
+        }
         let first_epoch = checkpoint.progress.epoch + 1;
         let workers = plan.engine.workers;
         let cuts: Arc<Cuts> = Arc::default();
