@@ -358,6 +358,30 @@ impl<S: Serialize + DeserializeOwned> KeyedState<S> {
     }
 }
 
+/// Rows of a key group with each key's state changed by `change`; removals stay as they are.
+///
+/// # Errors
+/// If a row does not decode, or `change` refuses its state.
+pub fn change_rows<S: Serialize + DeserializeOwned>(
+    key_group: u16,
+    bytes: &[u8],
+    change: impl Fn(S) -> Result<S, String>,
+) -> Result<Vec<u8>, StateError> {
+    let corrupt = |detail| StateError::Corrupt { key_group, detail };
+    let mut changed = rows::Writer::default();
+    for row in rows::read(bytes) {
+        let (key, value) = row.map_err(corrupt)?;
+        let Some(value) = value else {
+            changed.remove(key);
+            continue;
+        };
+        let state = postcard::from_bytes(value).map_err(|error| corrupt(error.to_string()))?;
+        let state = change(state).map_err(corrupt)?;
+        changed.put(key, |bytes| encode(&state, bytes));
+    }
+    Ok(changed.finish())
+}
+
 fn encode<S: Serialize>(state: &S, bytes: &mut Vec<u8>) {
     let taken = std::mem::take(bytes);
     *bytes = postcard::to_extend(state, taken).expect("state types serialize into memory");

@@ -19,7 +19,7 @@ use super::entity::{Entity, LayoutKind};
 use super::group::FeatureGroup;
 use super::ring::Ring;
 use super::summary::{Parts, Summary};
-use crate::state::{StateError, rows};
+use crate::state::{StateError, change_rows};
 
 /// What stands where in the state of a group.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,21 +198,6 @@ impl FeatureGroup {
     /// # Errors
     /// If a row does not decode, or is of another shape.
     pub fn carry(&self, before: &Shape, after: &Shape, key_group: u16, bytes: &[u8]) -> Result<Vec<u8>, StateError> {
-        let corrupt = |detail| StateError::Corrupt { key_group, detail };
-        let mut carried = rows::Writer::default();
-        for row in rows::read(bytes) {
-            let (key, value) = row.map_err(corrupt)?;
-            let Some(value) = value else {
-                carried.remove(key);
-                continue;
-            };
-            let entity: Entity = postcard::from_bytes(value).map_err(|error| corrupt(error.to_string()))?;
-            let entity = before.carry(after, &entity, self.definition()).map_err(corrupt)?;
-            carried.put(key, |bytes| {
-                let taken = std::mem::take(bytes);
-                *bytes = postcard::to_extend(&entity, taken).expect("plain data serializes into memory");
-            });
-        }
-        Ok(carried.finish())
+        change_rows(key_group, bytes, |entity: Entity| before.carry(after, &entity, self.definition()))
     }
 }

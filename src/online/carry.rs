@@ -1,6 +1,6 @@
 //! Saved versions whose group has other features now: what both have is put in its place, the rest is null.
 
-use millstream_operators::state::{StateError, rows};
+use millstream_operators::state::{StateError, change_rows};
 use serde::{Deserialize, Serialize};
 
 use super::row::Kind;
@@ -20,24 +20,12 @@ pub struct Packed {
 /// # Errors
 /// If a row does not decode.
 pub fn carry(before: &[Packed], after: &[Packed], key_group: u16, bytes: &[u8]) -> Result<Vec<u8>, StateError> {
-    let corrupt = |detail| StateError::Corrupt { key_group, detail };
-    let mut carried = rows::Writer::default();
-    for row in rows::read(bytes) {
-        let (key, value) = row.map_err(corrupt)?;
-        let Some(value) = value else {
-            carried.remove(key);
-            continue;
-        };
-        let mut versions: SavedVersions = postcard::from_bytes(value).map_err(|error| corrupt(error.to_string()))?;
+    change_rows(key_group, bytes, |mut versions: SavedVersions| {
         for (_, packed) in &mut versions {
-            *packed = carry_row(before, after, packed).ok_or_else(|| corrupt("a version is cut".to_string()))?;
+            *packed = carry_row(before, after, packed).ok_or("a version is cut")?;
         }
-        carried.put(key, |bytes| {
-            let taken = std::mem::take(bytes);
-            *bytes = postcard::to_extend(&versions, taken).expect("plain data serializes into memory");
-        });
-    }
-    Ok(carried.finish())
+        Ok(versions)
+    })
 }
 
 /// One packed row; `None` if it is cut.
@@ -63,6 +51,8 @@ mod tests {
     use arrow::array::{ArrayRef, BooleanArray, Float64Array, StringArray};
     use arrow::datatypes::{DataType, Field, Schema};
     use serde_json::{Value, json};
+
+    use millstream_operators::state::rows;
 
     use super::super::row::Layout;
     use super::*;
