@@ -269,17 +269,20 @@ fn a_redo_is_a_no_op_and_a_crash_before_the_commit_leaves_the_table_as_it_was() 
     assert_eq!((offsets(&there), there.version()), (vec![0, 1, 2, 3], Some(1)), "staged files are not seen");
 }
 
+/// A run that gives the table rows of one epoch; then all offsets that the table has.
+fn run(folder: &Path, begin: Begin, epoch: u64, range: std::ops::Range<i64>) -> Vec<i64> {
+    let (offline, feeders) = start(open(folder, begin, 1)).expect("starts");
+    feeders[0].feed(0, epoch, rows(range));
+    feeders[0].close(epoch);
+    drop(feeders);
+    offline.finish(WAIT).expect("finishes");
+    offsets(&table(folder))
+}
+
 #[test]
 fn a_run_that_was_killed_is_cut_back_to_its_checkpoint() {
     let folder = tempfile::tempdir().expect("a folder");
-    let run = |begin, epoch: u64, range: std::ops::Range<i64>| {
-        let (offline, feeders) = start(open(folder.path(), begin, 1)).expect("starts");
-        feeders[0].feed(0, epoch, rows(range));
-        feeders[0].close(epoch);
-        drop(feeders);
-        offline.finish(WAIT).expect("finishes");
-        offsets(&table(folder.path()))
-    };
+    let run = |begin, epoch, range| run(folder.path(), begin, epoch, range);
     assert_eq!(run(Begin::Anew, 3, 0..2), [0, 1]);
     assert_eq!(run(Begin::After(3), 5, 2..4), [0, 1, 2, 3]);
     // Killed before its checkpoint: the job goes on behind epoch 3 and cuts other epochs.
@@ -297,14 +300,7 @@ fn a_run_that_was_killed_is_cut_back_to_its_checkpoint() {
 #[test]
 fn a_table_that_joins_a_job_takes_no_rows_for_its_own_and_removes_none() {
     let folder = tempfile::tempdir().expect("a folder");
-    let run = |begin, epoch: u64, range: std::ops::Range<i64>| {
-        let (offline, feeders) = start(open(folder.path(), begin, 1)).expect("starts");
-        feeders[0].feed(0, epoch, rows(range));
-        feeders[0].close(epoch);
-        drop(feeders);
-        offline.finish(WAIT).expect("finishes");
-        offsets(&table(folder.path()))
-    };
+    let run = |begin, epoch, range| run(folder.path(), begin, epoch, range);
     assert_eq!(run(Begin::Joining(6), 7, 0..2), [0, 1], "it was not there");
     // Dropped from the file at epoch 8, it comes back at epoch 20: what it had stays.
     assert_eq!(run(Begin::Joining(20), 21, 2..4), [0, 1, 2, 3]);
