@@ -9,6 +9,7 @@
 //! state/manifest/<number>.json    what is readable, with the names, lengths and checksums of the segments
 //! state/seg/<start>-<number>.seg  blocks of what changed, epoch after epoch, each with its checksum
 //! state/seg/base-<start>-<number>.seg   the state of all nodes at the end of an epoch, merged from what was before
+//! state/savepoint/<name>.json     a manifest that is kept under a name: see `savepoint.rs`
 //! ```
 //!
 //! **The manifest is the only commit point.** Blocks are written and synced first, then the manifest appears under its name
@@ -42,6 +43,7 @@ mod error;
 mod location;
 mod manifest;
 pub mod report;
+pub mod savepoint;
 mod segment;
 mod start;
 mod storage;
@@ -151,6 +153,8 @@ pub struct Store {
     compaction: Option<Compaction>,
     limits: Limits,
     swept: bool,
+    /// Segments that nothing but savepoints needs.
+    saved: BTreeSet<String>,
     /// When it was last sure that nobody has taken over.
     looked: Instant,
     /// Where the storage has locks.
@@ -213,6 +217,7 @@ impl Store {
             compaction: None,
             limits: Limits::DEFAULT,
             swept: false,
+            saved: BTreeSet::new(),
             looked: Instant::now(),
             lock,
         })

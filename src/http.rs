@@ -8,6 +8,7 @@
 //! | `GET /v1/features/{group}/{key}` | the newest features of a key; `?as_of=` those of a time |
 //! | `GET /v1/features/{group}?key=a&key=b` | of several keys |
 //! | `POST /v1/features/{group}` with `{"keys": [...], "as_of": ...}` | of many keys |
+//! | `POST /v1/savepoints/{name}` | keeps the newest checkpoint under a name |
 //!
 //! It runs on one thread of its own, so that a flood of requests takes one core at most and a busy dataflow never keeps an
 //! orchestrator waiting. Everything is bounded: connections, headers, bodies, the time of a request and of a connection.
@@ -27,11 +28,13 @@ use serde_json::Value;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 
+use crate::checkpoint::Place;
 use crate::metrics::Exporter;
 use crate::online::OnlineStore;
 
 pub mod health;
 mod routes;
+mod savepoints;
 #[cfg(test)]
 mod tests;
 
@@ -58,6 +61,8 @@ pub struct Serve {
     pub exporter: Exporter,
     /// The online store, if a feature group is served.
     pub online: Option<Arc<OnlineStore>>,
+    /// Where the job's checkpoints lie, if it may be asked for savepoints.
+    pub state: Option<Place>,
     /// More members for the object that `/v1/status` answers: job, positions, models.
     pub about: Box<dyn Fn() -> Value + Send + Sync>,
 }
@@ -89,7 +94,7 @@ pub fn start(address: &str, serve: Serve) -> Result<Server, HttpError> {
     let local = listener.local_addr().map_err(|error| refused(error.to_string()))?;
     listener.set_nonblocking(true).map_err(|error| refused(error.to_string()))?;
     if !local.ip().is_loopback() {
-        tracing::warn!(address = %local, "the HTTP interface has no authentication: whoever reaches it reads features");
+        tracing::warn!(address = %local, "the HTTP interface has no authentication: whoever reaches it reads features and makes savepoints");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| refused(error.to_string()))?;

@@ -161,10 +161,14 @@ impl Manifest {
         Manifest { generation, ..self }
     }
 
+    /// The segments that it names, the base first.
+    pub fn segments(&self) -> impl Iterator<Item = &Summary> {
+        self.base.iter().map(|base| &base.segment).chain(&self.segments)
+    }
+
     /// The files that it names.
     pub fn files(&self) -> BTreeSet<String> {
-        let base = self.base.iter().map(|base| &base.segment);
-        base.chain(&self.segments).map(|segment| segment.file.clone()).collect()
+        self.segments().map(|segment| segment.file.clone()).collect()
     }
 
     /// The text of the file.
@@ -183,19 +187,25 @@ impl Manifest {
     /// Reads a manifest and checks it; `None` if there is none of that number.
     pub fn read(storage: &dyn Storage, sequence: u64) -> Result<Option<Manifest>, CheckpointError> {
         let key = key(sequence);
-        let Some(text) = storage.read(&key)? else { return Ok(None) };
-        let path = storage.name(&key);
+        let Some(manifest) = Manifest::read_file(storage, &key)? else { return Ok(None) };
+        if manifest.sequence == sequence {
+            return Ok(Some(manifest));
+        }
+        let detail = format!("the manifest has number {}", manifest.sequence);
+        Err(CheckpointError::Corrupt { path: storage.name(&key), detail })
+    }
+
+    /// Reads a manifest that may lie under any name and checks it; `None` if it is not there.
+    pub fn read_file(storage: &dyn Storage, key: &str) -> Result<Option<Manifest>, CheckpointError> {
+        let Some(text) = storage.read(key)? else { return Ok(None) };
+        let path = storage.name(key);
         if let Some(found) = format(&text).filter(|found| *found > FORMAT) {
             return Err(CheckpointError::Newer { path, found });
         }
         if let Some(found) = format(&text).filter(|found| *found < FORMAT) {
             return Err(CheckpointError::Older { path, found });
         }
-        let manifest = Manifest::parse(&text).and_then(|manifest| match manifest.sequence == sequence {
-            true => Ok(manifest),
-            false => Err(format!("the manifest has number {}", manifest.sequence)),
-        });
-        manifest.map(Some).map_err(|detail| CheckpointError::Corrupt { path, detail })
+        Manifest::parse(&text).map(Some).map_err(|detail| CheckpointError::Corrupt { path, detail })
     }
 
     /// Refuses a manifest of another job than `job`.

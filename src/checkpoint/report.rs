@@ -7,11 +7,25 @@ use serde::Serialize;
 
 use super::manifest::{Manifest, sequence_of};
 use super::storage::{Found, Place};
-use super::{Checkpoint, CheckpointError, KEPT, NodeState, assemble};
+use super::{Checkpoint, CheckpointError, KEPT, NodeState, assemble, savepoint};
+
+/// Which checkpoint of a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which<'a> {
+    /// The newest.
+    Newest,
+    /// The newest of an epoch.
+    Epoch(u64),
+    /// The one that is kept under a name.
+    Named(&'a str),
+}
 
 /// A checkpoint in a list.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Listed {
+    /// The name under which it is kept, if it is a savepoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// The number of its manifest.
     pub number: u64,
     /// Its epoch.
@@ -114,7 +128,7 @@ impl Pending {
 /// # Errors
 /// If a manifest is damaged or can't be read.
 pub fn list(place: &Place) -> Result<Vec<Listed>, CheckpointError> {
-    Ok(kept(place)?.into_iter().map(|(found, manifest)| listed(&found, &manifest)).collect())
+    Ok(kept(place)?.into_iter().map(|(found, manifest)| listed(&found, &manifest, None)).collect())
 }
 
 /// The manifests that are kept, the oldest first: not those from before a fresh start.
@@ -135,9 +149,10 @@ fn kept(place: &Place) -> Result<Vec<(Found, Manifest)>, CheckpointError> {
     Ok(kept)
 }
 
-fn listed(found: &Found, manifest: &Manifest) -> Listed {
-    let segments = || manifest.base.iter().map(|base| &base.segment).chain(&manifest.segments);
+pub(super) fn listed(found: &Found, manifest: &Manifest, name: Option<&str>) -> Listed {
+    let segments = || manifest.segments();
     Listed {
+        name: name.map(str::to_string),
         number: manifest.sequence,
         epoch: manifest.epoch,
         job: manifest.job.clone(),
@@ -148,30 +163,42 @@ fn listed(found: &Found, manifest: &Manifest) -> Listed {
     }
 }
 
-/// The newest checkpoint of `job`, every byte of it checked, without taking it over: a running job may publish newer ones
-/// meanwhile. `None` if there is none.
+/// A checkpoint of `job`, every byte of it checked, without taking it over: a running job may publish newer ones meanwhile.
+/// `None` if there is none.
 ///
 /// # Errors
 /// If it is damaged, of another job or format, or can't be read.
-pub fn newest(place: &Place, job: &str) -> Result<Option<Checkpoint>, CheckpointError> {
-    beside_a_running_job(place, None, |_, manifest| {
+pub fn checkpoint(place: &Place, which: Which<'_>, job: &str) -> Result<Option<Checkpoint>, CheckpointError> {
+    beside_a_running_job(place, which, |_, manifest| {
         manifest.check_job(&*place.0, job)?;
         assemble(&*place.0, manifest)
     })
 }
 
-/// Reads the newest checkpoint, or the newest of an epoch, again if it was swept meanwhile.
-fn beside_a_running_job<T>(
+/// The file and the manifest of a checkpoint; `None` if it is not there.
+pub(super) fn find(place: &Place, which: Which<'_>) -> Result<Option<(Found, Manifest)>, CheckpointError> {
+    match which {
+        Which::Named(name) => savepoint::find(place, name),
+        Which::Newest => Ok(kept(place)?.pop()),
+        Which::Epoch(epoch) => Ok(kept(place)?.into_iter().rev().find(|(_, manifest)| manifest.epoch == epoch)),
+    }
+}
+
+/// Does something with a checkpoint, again with the one that is the newest then if it was swept meanwhile. `None` if it is
+/// not there.
+pub(super) fn beside_a_running_job<T>(
     place: &Place,
-    epoch: Option<u64>,
+    which: Which<'_>,
     read: impl Fn(&Found, &Manifest) -> Result<T, CheckpointError>,
 ) -> Result<Option<T>, CheckpointError> {
-    let is_asked = |manifest: &Manifest| epoch.is_none_or(|epoch| epoch == manifest.epoch);
     for again in (0..TRIES).rev() {
-        let newest = kept(place)?.into_iter().rev().find(|(_, manifest)| is_asked(manifest));
-        let Some((found, manifest)) = newest else { return Ok(None) };
+        let Some((found, manifest)) = find(place, which)? else { return Ok(None) };
+        let is_gone = || match which {
+            Which::Named(_) => Ok(false),
+            _ => kept(place).map(|kept| !kept.iter().any(|(kept, _)| kept.name == found.name)),
+        };
         match read(&found, &manifest) {
-            Err(_) if again > 0 && !kept(place)?.iter().any(|(kept, _)| kept.name == found.name) => {}
+            Err(_) if again > 0 && is_gone()? => {}
             read => return read.map(Some),
         }
     }
@@ -181,16 +208,16 @@ fn beside_a_running_job<T>(
 /// How often a checkpoint is read that a running job sweeps meanwhile.
 const TRIES: usize = 20;
 
-/// Reads the newest checkpoint, or the newest of an epoch, every byte of it, and says what stands in it. `None` if there is
-/// none.
+/// Reads a checkpoint, every byte of it, and says what stands in it. `None` if it is not there.
 ///
 /// # Errors
 /// If it is damaged, or can't be read.
-pub fn read(place: &Place, epoch: Option<u64>) -> Result<Option<Contents>, CheckpointError> {
-    beside_a_running_job(place, epoch, |found, manifest| contents(place, found, manifest))
+pub fn read(place: &Place, which: Which<'_>) -> Result<Option<Contents>, CheckpointError> {
+    let name = if let Which::Named(name) = which { Some(name) } else { None };
+    beside_a_running_job(place, which, |found, manifest| contents(place, listed(found, manifest, name), manifest))
 }
 
-fn contents(place: &Place, found: &Found, manifest: &Manifest) -> Result<Contents, CheckpointError> {
+fn contents(place: &Place, listed: Listed, manifest: &Manifest) -> Result<Contents, CheckpointError> {
     let checkpoint = assemble(&*place.0, manifest)?;
     let mut nodes = BTreeMap::new();
     for (name, state) in &checkpoint.nodes {
@@ -204,7 +231,7 @@ fn contents(place: &Place, found: &Found, manifest: &Manifest) -> Result<Content
     let outbox = checkpoint.outbox.iter();
     let outbox = outbox.map(|((sink, part), blocks)| (super::effect_name(&format!("sinks.{sink}"), *part), blocks));
     Ok(Contents {
-        listed: listed(found, manifest),
+        listed,
         topology: manifest.topology.clone(),
         positions: positions.collect(),
         sinks: progress.sinks,

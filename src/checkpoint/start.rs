@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::error::CheckpointError;
 use super::manifest::{self, Manifest, Start, sequences};
 use super::storage::{Created, Place, Storage};
-use super::{Checkpoint, Kept, Progress, Store, assemble, segment};
+use super::{Checkpoint, Kept, Progress, Store, assemble, savepoint, segment};
 
 /// How often a start tries to be faster than the copy that runs.
 const TRIES: usize = 100;
@@ -158,7 +158,7 @@ impl Store {
         }
     }
 
-    /// Forgets all checkpoints, and nothing else that may lie there: the next start begins anew. A copy of the job that
+    /// Forgets all checkpoints but savepoints, and nothing else that may lie there: the next start begins anew. A copy of the job that
     /// still runs ends with its next checkpoint.
     ///
     /// # Errors
@@ -175,7 +175,9 @@ impl Store {
         if lock.is_some() {
             let manifests = sequences(storage)?.into_iter().filter(|sequence| *sequence < claimed.manifest.sequence);
             storage.remove(manifests.map(manifest::key).collect())?;
-            let segments = storage.list("seg")?.into_iter().filter(|found| found.name.ends_with(".seg"));
+            let needed = savepoint::needed(storage)?;
+            let segments = storage.list("seg")?.into_iter();
+            let segments = segments.filter(|found| found.name.ends_with(".seg") && !needed.contains(&found.name));
             storage.remove(segments.map(|found| segment::key(&found.name)).collect())?;
         }
         Ok(())

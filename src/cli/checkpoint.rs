@@ -1,4 +1,4 @@
-//! `millstream checkpoint`: what a job's state folder holds, and whether it is whole. Works beside a running job.
+//! `millstream checkpoint`: what a job's state folder holds, and whether it is whole; savepoints. Works beside a running job.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use super::{Run, print, print_json};
-use crate::checkpoint::Place;
-use crate::checkpoint::report::{self, Contents, Listed};
+use crate::checkpoint::report::{self, Contents, Listed, Which};
+use crate::checkpoint::savepoint::{self, SavepointError};
+use crate::checkpoint::{CheckpointError, Place};
 use crate::topology::Engine;
 
-/// Lists, inspects and verifies the checkpoints of a job.
+/// Lists, inspects and verifies the checkpoints of a job, and keeps some as savepoints.
 #[derive(Debug, Args)]
 pub(super) struct Checkpoint {
     #[command(subcommand)]
@@ -19,32 +20,55 @@ pub(super) struct Checkpoint {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Lists the checkpoints that are kept, the oldest first.
+    /// Lists the checkpoints that are kept and the savepoints, the oldest first.
     List(Where),
     /// Says what stands in a checkpoint: positions, the state of each node, what waits to be committed.
-    Inspect(Where),
+    Inspect(One),
     /// Reads every byte of a checkpoint and holds it against its checksums; exit code 5 if it is damaged.
-    Verify(Where),
+    Verify(One),
+    /// Keeps the newest checkpoint under a name, until it is deleted: a savepoint.
+    Save(Named),
+    /// Deletes a savepoint. The job removes what only it needed.
+    Delete(Named),
 }
 
 #[derive(Debug, Args)]
 struct Where {
     /// The topology file, or the place of the job's state: a folder, or `s3://bucket/prefix`.
     path: PathBuf,
-    /// The checkpoint's epoch; the newest by default.
-    #[arg(long)]
-    epoch: Option<u64>,
     /// Prints JSON.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct One {
+    #[command(flatten)]
+    at: Where,
+    /// The checkpoint's epoch; the newest by default.
+    #[arg(long, conflicts_with = "name")]
+    epoch: Option<u64>,
+    /// The savepoint of this name.
+    #[arg(long)]
+    name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Named {
+    #[command(flatten)]
+    at: Where,
+    /// The savepoint's name.
+    name: String,
 }
 
 impl Run for Checkpoint {
     fn run(self) -> anyhow::Result<ExitCode> {
         match self.what {
             What::List(at) => at.list()?,
-            What::Inspect(at) => at.inspect()?,
-            What::Verify(at) => at.verify()?,
+            What::Inspect(one) => one.inspect()?,
+            What::Verify(one) => one.verify()?,
+            What::Save(named) => named.save()?,
+            What::Delete(named) => named.delete()?,
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -63,54 +87,84 @@ impl Where {
         Ok(Place::of(&topology.engine, &folder)?)
     }
 
-    /// What stands in the checkpoint that is asked for.
-    fn contents(&self) -> anyhow::Result<Contents> {
+    fn list(&self) -> anyhow::Result<()> {
         let place = self.place()?;
-        if let Some(contents) = report::read(&place, self.epoch)? {
-            return Ok(contents);
-        }
-        let epochs: Vec<String> = kept(&place)?.iter().map(|listed| listed.epoch.to_string()).collect();
-        let epoch = self.epoch.unwrap_or_default();
-        anyhow::bail!("there is no checkpoint of epoch {epoch}; there are: {}", epochs.join(", "))
+        let mut all = report::list(&place)?;
+        all.extend(savepoint::list(&place)?);
+        anyhow::ensure!(!all.is_empty(), nothing(&place));
+        self.say(&all, || all.iter().map(line).collect())
     }
 
-    fn list(&self) -> anyhow::Result<()> {
-        let all = kept(&self.place()?)?;
-        if self.json {
-            return print_json(&all);
+    /// Prints a result as JSON or for a person.
+    fn say(&self, result: &impl serde::Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+        if self.json { print_json(result) } else { Ok(print(&text())?) }
+    }
+}
+
+impl One {
+    fn which(&self) -> Which<'_> {
+        match (&self.name, self.epoch) {
+            (Some(name), _) => Which::Named(name),
+            (None, Some(epoch)) => Which::Epoch(epoch),
+            (None, None) => Which::Newest,
         }
-        Ok(print(&all.iter().map(line).collect::<String>())?)
+    }
+
+    /// What stands in the checkpoint that is asked for.
+    fn contents(&self) -> anyhow::Result<Contents> {
+        let place = self.at.place()?;
+        match report::read(&place, self.which())? {
+            Some(contents) => Ok(contents),
+            None => Err(missing(&place, self.which())?),
+        }
     }
 
     fn inspect(&self) -> anyhow::Result<()> {
         let contents = self.contents()?;
-        match self.json {
-            true => print_json(&contents),
-            false => Ok(print(&text(&contents))?),
-        }
+        self.at.say(&contents, || text(&contents))
     }
 
     fn verify(&self) -> anyhow::Result<()> {
-        let contents = self.contents()?;
-        match self.json {
-            true => print_json(&contents.listed),
-            false => Ok(print(&format!("whole: {}", line(&contents.listed)))?),
-        }
+        let Contents { listed, .. } = self.contents()?;
+        self.at.say(&listed, || format!("whole: {}", line(&listed)))
     }
 }
 
-/// The checkpoints that are kept, of which there must be one.
-fn kept(place: &Place) -> anyhow::Result<Vec<Listed>> {
-    let all = report::list(place)?;
-    anyhow::ensure!(!all.is_empty(), "{}: no job has kept its state here", place.name());
-    Ok(all)
+impl Named {
+    fn save(&self) -> anyhow::Result<()> {
+        let saved = savepoint::save(&self.at.place()?, &self.name)?;
+        self.at.say(&saved, || format!("saved: {}", line(&saved)))
+    }
+
+    fn delete(&self) -> anyhow::Result<()> {
+        savepoint::delete(&self.at.place()?, &self.name)?;
+        self.at.say(&serde_json::json!({ "deleted": self.name }), || format!("deleted: savepoint `{}`\n", self.name))
+    }
+}
+
+fn nothing(place: &Place) -> String {
+    format!("{}: no job has kept its state here", place.name())
+}
+
+/// Says that a checkpoint is not there, and which are.
+fn missing(place: &Place, which: Which<'_>) -> Result<anyhow::Error, CheckpointError> {
+    let there = report::list(place)?;
+    Ok(match which {
+        Which::Named(name) => SavepointError::missing(place, name)?.into(),
+        Which::Epoch(epoch) if !there.is_empty() => {
+            let epochs: Vec<String> = there.iter().map(|listed| listed.epoch.to_string()).collect();
+            anyhow::anyhow!("there is no checkpoint of epoch {epoch}; there are: {}", epochs.join(", "))
+        }
+        Which::Epoch(_) | Which::Newest => anyhow::anyhow!(nothing(place)),
+    })
 }
 
 fn line(listed: &Listed) -> String {
-    let Listed { number, epoch, job, generation, written, files, bytes } = listed;
+    let Listed { name, number, epoch, job, generation, written, files, bytes } = listed;
+    let name = name.as_ref().map(|name| format!("savepoint `{name}`, ")).unwrap_or_default();
     let written = crate::online::time_text(*written as i64 * 1_000);
     format!(
-        "{number}: epoch {epoch} of job {job}, start {generation}, written {written}: {files} files, {bytes} bytes\n"
+        "{name}{number}: epoch {epoch} of job {job}, start {generation}, written {written}: {files} files, {bytes} bytes\n"
     )
 }
 

@@ -9,7 +9,8 @@ use serde_json::json;
 
 use super::{Run, print, print_json};
 use crate::change::{Change, NodeChange, Verdict};
-use crate::checkpoint::{Place, report};
+use crate::checkpoint::Place;
+use crate::checkpoint::report::{self, Which};
 
 /// The exit code of a start that would be refused.
 const REFUSED: u8 = 5;
@@ -33,7 +34,7 @@ impl Run for Plan {
         let (topology, folder) = super::load(&self.file)?;
         let plan = super::plan(&topology, &folder, &self.file)?;
         let place = Place::of(&topology.engine, &folder)?;
-        let Some(checkpoint) = report::newest(&place, &plan.name)? else {
+        let Some(checkpoint) = report::checkpoint(&place, Which::Newest, &plan.name)? else {
             match self.json {
                 true => print_json(&json!({ "epoch": null, "nodes": [], "run": "starts", "refused": null }))?,
                 false => print(&format!("{}: there is no checkpoint; `run` starts the job\n", place.name()))?,

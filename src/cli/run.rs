@@ -214,6 +214,7 @@ fn serve(plan: &Plan, job: &Job, health: &Arc<Health>, exporter: Exporter) -> an
         health: health.clone(),
         exporter,
         online: Some(job.board().online.clone()),
+        state: Some(Place::of(&plan.engine, &plan.folder)?),
         about: Box::new(move || about.clone()),
     };
     let server = http::start(&plan.engine.http, serve)?;

@@ -10,19 +10,19 @@ use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::health::Answer;
-use super::{BODY_BYTES_MAX, REQUEST_TIME_MAX, Serve};
+use super::{BODY_BYTES_MAX, REQUEST_TIME_MAX, Serve, savepoints};
 use crate::metrics::catalogue::{HTTP_REQUEST_DURATION, HTTP_REQUESTS};
 use crate::online::{Features, parse_time, time_text};
 
 /// Keys that one request may ask for.
 const KEYS_MAX: usize = 1_000;
 
-type Shared = State<Arc<Serve>>;
+pub(super) type Shared = State<Arc<Serve>>;
 /// The answer to a request that can't be met.
 type Refusal = Box<Response>;
 
@@ -36,6 +36,7 @@ pub(super) fn router(serve: Arc<Serve>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/features/{group}", get(features).post(features_by_body))
         .route("/v1/features/{group}/{*key}", get(feature))
+        .route("/v1/savepoints/{name}", post(savepoints::save))
         .fallback(async || problem(StatusCode::NOT_FOUND, "there is nothing here", json!({ "routes": ROUTES })))
         .method_not_allowed_fallback(async || {
             problem(StatusCode::METHOD_NOT_ALLOWED, "the route takes other methods", json!({}))
@@ -45,11 +46,22 @@ pub(super) fn router(serve: Arc<Serve>) -> Router {
         .with_state(serve)
 }
 
-const ROUTES: [&str; 7] =
-    ["/metrics", "/livez", "/readyz", "/startupz", "/v1/status", "/v1/features/{group}", "/v1/features/{group}/{key}"];
+const ROUTES: [&str; 8] = [
+    "/metrics",
+    "/livez",
+    "/readyz",
+    "/startupz",
+    "/v1/status",
+    "/v1/features/{group}",
+    "/v1/features/{group}/{key}",
+    "/v1/savepoints/{name}",
+];
 
 /// The template of a path, as a metric label: bounded, whatever is asked for.
 fn template(path: &str) -> &'static str {
+    if path.starts_with("/v1/savepoints/") {
+        return "/v1/savepoints/{name}";
+    }
     match path.strip_prefix("/v1/features/") {
         Some(rest) if rest.contains('/') => "/v1/features/{group}/{key}",
         Some(_) => "/v1/features/{group}",
@@ -75,7 +87,7 @@ async fn bound_and_count(request: Request, next: Next) -> Response {
 }
 
 /// A problem document; `more` adds members to it.
-fn problem(status: StatusCode, detail: &str, more: Value) -> Response {
+pub(super) fn problem(status: StatusCode, detail: &str, more: Value) -> Response {
     let title = status.canonical_reason().unwrap_or("error");
     let mut body = json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail });
     if let (Some(body), Value::Object(more)) = (body.as_object_mut(), more) {
@@ -85,7 +97,7 @@ fn problem(status: StatusCode, detail: &str, more: Value) -> Response {
 }
 
 /// A path that is no text.
-fn unreadable(refused: &PathRejection) -> Response {
+pub(super) fn unreadable(refused: &PathRejection) -> Response {
     problem(refused.status(), &refused.body_text(), json!({}))
 }
 

@@ -9,6 +9,7 @@ use millstream_operators::{Batch, Row};
 use serde_json::json;
 
 use super::*;
+use crate::checkpoint::{Progress, Store};
 use crate::metrics;
 use crate::online::{KEY, OnlineGroup};
 
@@ -28,7 +29,7 @@ fn server(online: Option<Arc<OnlineStore>>) -> (Server, Arc<Health>) {
     let expected = Expected { workers: 1, sources: vec!["flights".into()], ..Expected::default() };
     let health = Arc::new(Health::new(expected));
     let about = Box::new(|| json!({ "job": "flights" }));
-    let serve = Serve { health: health.clone(), exporter: metrics::install(), online, about };
+    let serve = Serve { health: health.clone(), exporter: metrics::install(), online, state: None, about };
     (start("127.0.0.1:0", serve).expect("a free port"), health)
 }
 
@@ -173,6 +174,35 @@ fn whatever_is_asked_is_answered_by_a_problem_document() {
 }
 
 #[test]
+fn a_savepoint_is_made_once_and_not_for_a_page() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let state = Place::folder(folder.path());
+    let health = Arc::new(Health::new(Expected::default()));
+    let about = Box::new(|| json!({}));
+    let serve = Serve { health, exporter: metrics::install(), online: None, state: Some(state.clone()), about };
+    let server = start("127.0.0.1:0", serve).expect("a free port");
+    let save = |name: &str, header: &str| {
+        let head = format!("POST /v1/savepoints/{name} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{header}\r\n");
+        let (status, _, body) = send(&server, &head);
+        (status, serde_json::from_str::<Value>(&body).expect("JSON"))
+    };
+    let (status, problem) = save("before", "");
+    assert!(status == 409 && problem["detail"].as_str().expect("text").contains("nothing to save"), "{problem}");
+    let mut store = Store::open(&state, "flights", "digest").expect("opens");
+    store.take_over().expect("takes over");
+    store.publish(&Progress { epoch: 7, ..Progress::default() }, &[]).expect("publishes");
+    assert_eq!(save("before", "origin: http://example.org\r\n").0, 403);
+    let (status, saved) = save("before", "");
+    assert_eq!((status, &saved["name"], &saved["epoch"]), (201, &json!("before"), &json!(7)));
+    store.publish(&Progress { epoch: 8, ..Progress::default() }, &[]).expect("publishes");
+    let (status, problem) = save("before", "");
+    assert!(status == 409 && problem["detail"].as_str().expect("text").contains("of epoch 7"), "{problem}");
+    assert_eq!(save("..%2fbefore", "").0, 400);
+    assert_eq!(get(&server, "/v1/savepoints/before").0, 405);
+    assert_eq!(post(&self::server(None).0, "/v1/savepoints/a", "text/plain", "").0, 404);
+}
+
+#[test]
 fn a_scrape_comes_from_the_catalogue() {
     let (server, health) = server(Some(online()));
     health.set_running();
@@ -201,6 +231,7 @@ fn a_port_that_is_taken_is_an_error_that_says_what_to_do() {
             health: Arc::new(Health::new(Expected::default())),
             exporter: metrics::install(),
             online: None,
+            state: None,
             about: Box::new(|| json!({})),
         };
         start(address, serve).err().expect("must be refused").to_string()

@@ -73,6 +73,7 @@ impl Storage for Folder {
 
     fn create(&self, key: &str, bytes: &[u8]) -> Result<Created, CheckpointError> {
         let path = self.root.join(key);
+        make_parent(&path)?;
         let draft = path.with_extension("tmp");
         let mut file = tried(File::create(&draft), "make", &draft)?;
         tried(file.write_all(bytes).and_then(|()| file.sync_all()), "write", &draft)?;
@@ -92,6 +93,7 @@ impl Storage for Folder {
 
     fn begin(&self, key: &str) -> Result<Box<dyn Output>, CheckpointError> {
         let path = self.root.join(key);
+        make_parent(&path)?;
         let file = tried(File::create(&path), "make", &path)?;
         Ok(Box::new(Appended { file, path, is_named: false, unsynced: 0 }))
     }
@@ -145,6 +147,13 @@ impl Output for Appended {
     fn cut(&mut self, bytes: u64) -> bool {
         self.file.set_len(bytes).and_then(|()| self.file.seek(SeekFrom::Start(bytes))).is_ok()
     }
+}
+
+/// Makes the folder of a file, durably, if it is not there.
+fn make_parent(path: &Path) -> Result<(), CheckpointError> {
+    let Some(folder) = path.parent().filter(|folder| !folder.is_dir()) else { return Ok(()) };
+    tried(fs::create_dir_all(folder), "make", folder)?;
+    sync_parent(folder)
 }
 
 fn sync_parent(path: &Path) -> Result<(), CheckpointError> {
