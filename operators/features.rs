@@ -9,7 +9,8 @@
 //! [`FeatureGroup`] is the operator (`group`); `definition` compiles a [`GroupConfig`] for it; `incoming` makes a batch
 //! ready; `entity` is the state of one key: a `ring` of events under sliding `windows`, summed up ([`summary`]) without
 //! drift ([`wide`]), and the values of `as_of` lookups. [`aggregates`] is the family of functions; `answers` builds the
-//! columns. `carry` takes state over to another definition.
+//! columns. `carry` takes state over to another definition; `steps` says what happened to a key, for checkpoints, and `frame`
+//! what that depends on.
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -24,16 +25,20 @@ mod build;
 mod carry;
 mod definition;
 mod entity;
+mod frame;
 mod group;
 mod incoming;
+mod port;
 mod ring;
+mod steps;
 pub mod summary;
 pub mod wide;
 mod windows;
 
 pub use aggregates::{AggregateFunction, Op};
 pub use carry::Shape;
-pub use group::{FeatureGroup, Reader};
+pub use group::FeatureGroup;
+pub use port::Reader;
 
 /// A feature group: what is remembered for each key, and the features that follow from it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

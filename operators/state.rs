@@ -3,15 +3,17 @@
 //! Slots lie in a slab of chunks that never move; 256 index maps (one a key group) point into it, so no insert ever
 //! rehashes everything. State leaves and comes back as [`rows`] by key group, so any number of workers can take up a
 //! checkpoint. A key that changed is remembered until its change has been given: a checkpoint costs what has changed, not
-//! what there is.
+//! what there is. Where an operator can say what has happened to a state, the change is that alone (`changes.rs`).
 
 use std::collections::VecDeque;
 
 use hashbrown::HashTable;
-use serde::{Serialize, de::DeserializeOwned};
 
 use crate::key::{KEY_GROUPS, hash, key_group};
+use changes::{Change, Happened};
+pub use changes::{change_rows, no_parts};
 
+mod changes;
 pub mod rows;
 
 /// State that can't be taken back.
@@ -60,10 +62,12 @@ impl KeyBytes {
 struct Slot<S> {
     hash: u64,
     key: KeyBytes,
-    /// Changed since the changes were last given.
-    changed: bool,
+    /// What is to be given of it.
+    change: Change,
     /// Given at least once, or loaded: its end has to be told.
     given: bool,
+    /// Bytes of parts that may still be given before it is given whole again.
+    room: u32,
     state: S,
 }
 
@@ -92,6 +96,8 @@ pub struct KeyedState<S> {
     changed: Vec<u32>,
     /// Keys that are gone since the changes were last given.
     removed: Vec<(u16, Box<[u8]>)>,
+    /// What has happened to states since the changes were last given.
+    happened: Happened,
 }
 
 const CHUNK: usize = 1024;
@@ -119,6 +125,7 @@ impl<S> KeyedState<S> {
             swept: 0,
             changed: Vec::new(),
             removed: Vec::new(),
+            happened: Happened::default(),
         }
     }
 
@@ -162,17 +169,32 @@ impl<S> KeyedState<S> {
         &self.slot(place.0).state
     }
 
-    /// The state at a place, for change.
+    /// The state at a place, for any change.
     ///
     /// # Panics
     /// If its key was removed.
     pub fn at_mut(&mut self, place: Place) -> &mut S {
         let slot = self.slots[place.0 as usize / CHUNK][place.0 as usize % CHUNK].as_mut();
         let slot = slot.expect("a place names an occupied slot");
-        if !slot.changed {
-            slot.changed = true;
+        if slot.change == Change::None {
             self.changed.push(place.0);
         }
+        slot.change = Change::Whole;
+        &mut slot.state
+    }
+
+    /// The state at a place, for a change that can be told in few bytes: `tell` appends them, if they are wanted. Whoever
+    /// loads them must make the same change of the same state.
+    ///
+    /// # Panics
+    /// If its key was removed.
+    pub fn at_mut_telling(&mut self, place: Place, tell: impl FnOnce(&S, &mut Vec<u8>)) -> &mut S {
+        let slot = self.slots[place.0 as usize / CHUNK][place.0 as usize % CHUNK].as_mut();
+        let slot = slot.expect("a place names an occupied slot");
+        if slot.change == Change::None {
+            self.changed.push(place.0);
+        }
+        slot.change = self.happened.add(slot.change, &mut slot.room, |bytes| tell(&slot.state, bytes));
         &mut slot.state
     }
 
@@ -196,6 +218,14 @@ impl<S> KeyedState<S> {
     }
 
     fn insert(&mut self, hash: u64, key: &[u8], state: S) -> Place {
+        let key = KeyBytes::new(key);
+        let place = self.put_in(Slot { hash, key, change: Change::Whole, given: false, room: 0, state });
+        self.changed.push(place.0);
+        place
+    }
+
+    /// Puts a slot where there is room for it.
+    fn put_in(&mut self, slot: Slot<S>) -> Place {
         let at = match self.free.pop_front() {
             Some(at) => at,
             None => {
@@ -208,9 +238,8 @@ impl<S> KeyedState<S> {
                 ((chunks - 1) * CHUNK + chunk.len() - 1) as u32
             }
         };
-        let slot = Slot { hash, key: KeyBytes::new(key), changed: true, given: false, state };
+        let hash = slot.hash;
         self.slots[at as usize / CHUNK][at as usize % CHUNK] = Some(slot);
-        self.changed.push(at);
         let slots = &self.slots;
         let hash_of = |at: &u32| {
             let slot = slots[*at as usize / CHUNK][*at as usize % CHUNK].as_ref();
@@ -276,207 +305,5 @@ impl<S: Default> KeyedState<S> {
     }
 }
 
-impl<S: Serialize + DeserializeOwned> KeyedState<S> {
-    /// Gives what has changed since the last call, or since the start, as [`rows`] of each key group with a change, in the
-    /// order of the groups. A key that came and went in between is not mentioned.
-    pub fn save_changes(&mut self, give: &mut dyn FnMut(u16, Vec<u8>)) {
-        let mut groups: std::collections::BTreeMap<u16, rows::Writer> = std::collections::BTreeMap::new();
-        // Keys that are gone come first: one may have come again.
-        for (group, key) in self.removed.drain(..) {
-            groups.entry(group).or_default().remove(&key);
-        }
-        for at in self.changed.drain(..) {
-            let Some(slot) = &mut self.slots[at as usize / CHUNK][at as usize % CHUNK] else { continue };
-            if !std::mem::take(&mut slot.changed) {
-                continue;
-            }
-            slot.given = true;
-            let written = groups.entry(key_group(slot.hash)).or_default();
-            written.put(slot.key.as_slice(), |bytes| encode(&slot.state, bytes));
-        }
-        for (group, written) in groups {
-            give(group, written.finish());
-        }
-    }
-
-    /// Takes back rows of a key group that [`save_changes`](KeyedState::save_changes) gave; later changes over earlier ones.
-    ///
-    /// # Errors
-    /// If the bytes do not decode.
-    pub fn load(&mut self, group: u16, bytes: &[u8]) -> Result<(), StateError> {
-        self.load_checked(group, bytes, |_| Ok(()))
-    }
-
-    /// Like [`load`](KeyedState::load), for states whose shape depends on the operator's definition: `check` says what is
-    /// wrong with one that was saved under another definition.
-    ///
-    /// # Errors
-    /// If the bytes do not decode, or at the first state that does not pass the check.
-    pub fn load_checked(
-        &mut self,
-        group: u16,
-        bytes: &[u8],
-        check: impl Fn(&S) -> Result<(), String>,
-    ) -> Result<(), StateError> {
-        let corrupt = |detail| StateError::Corrupt { key_group: group, detail };
-        for row in rows::read(bytes) {
-            let (key, value) = row.map_err(corrupt)?;
-            let hash = hash(key);
-            if key_group(hash) != group {
-                return Err(corrupt("a key is of another key group".to_string()));
-            }
-            let known = self.find(hash, key);
-            let Some(value) = value else {
-                if let Some(place) = known {
-                    self.vacate(place.0);
-                }
-                continue;
-            };
-            let state: S = postcard::from_bytes(value).map_err(|error| corrupt(error.to_string()))?;
-            check(&state).map_err(corrupt)?;
-            let place = match known {
-                Some(place) => place,
-                None => {
-                    let place = self.insert(hash, key, state);
-                    self.settle(place, None);
-                    continue;
-                }
-            };
-            self.settle(place, Some(state));
-        }
-        Ok(())
-    }
-
-    /// What a checkpoint knows is no change.
-    fn settle(&mut self, place: Place, state: Option<S>) {
-        let slot = self.slots[place.0 as usize / CHUNK][place.0 as usize % CHUNK].as_mut();
-        let slot = slot.expect("a place names an occupied slot");
-        (slot.changed, slot.given) = (false, true);
-        if let Some(state) = state {
-            slot.state = state;
-        }
-    }
-}
-
-/// Rows of a key group with each key's state changed by `change`; removals stay as they are.
-///
-/// # Errors
-/// If a row does not decode, or `change` refuses its state.
-pub fn change_rows<S: Serialize + DeserializeOwned>(
-    key_group: u16,
-    bytes: &[u8],
-    change: impl Fn(S) -> Result<S, String>,
-) -> Result<Vec<u8>, StateError> {
-    let corrupt = |detail| StateError::Corrupt { key_group, detail };
-    let mut changed = rows::Writer::default();
-    for row in rows::read(bytes) {
-        let (key, value) = row.map_err(corrupt)?;
-        let Some(value) = value else {
-            changed.remove(key);
-            continue;
-        };
-        let state = postcard::from_bytes(value).map_err(|error| corrupt(error.to_string()))?;
-        let state = change(state).map_err(corrupt)?;
-        changed.put(key, |bytes| encode(&state, bytes));
-    }
-    Ok(changed.finish())
-}
-
-fn encode<S: Serialize>(state: &S, bytes: &mut Vec<u8>) {
-    let taken = std::mem::take(bytes);
-    *bytes = postcard::to_extend(state, taken).expect("state types serialize into memory");
-}
-
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use super::*;
-
-    #[test]
-    fn keys_of_any_length_are_kept_apart() {
-        let mut state: KeyedState<usize> = KeyedState::new();
-        let keys: Vec<String> = (0..60).map(|n| "x".repeat(n)).collect();
-        for key in &keys {
-            *state.entry(key.as_bytes()) = key.len();
-        }
-        assert_eq!(state.len(), 60);
-        for key in &keys {
-            assert_eq!(state.get(key.as_bytes()), Some(&key.len()));
-            let place = state.find(hash(key.as_bytes()), key.as_bytes()).unwrap();
-            assert_eq!(state.key_at(place), key.as_bytes());
-        }
-    }
-
-    #[test]
-    fn small_sweeps_see_every_key_and_its_slot_is_used_again() {
-        let mut state: KeyedState<u32> = KeyedState::new();
-        for n in 0..3000u32 {
-            *state.entry(&n.to_le_bytes()) = n;
-        }
-        let removed: usize = (0..31).map(|_| state.sweep(100, |_, n| *n % 3 != 0)).sum();
-        assert_eq!((removed, state.len()), (1000, 2000));
-        assert_eq!(state.get(&3u32.to_le_bytes()), None);
-        assert_eq!(state.get(&4u32.to_le_bytes()), Some(&4));
-        *state.entry(b"new") = 7;
-        assert_eq!((state.len(), state.get(b"new")), (2001, Some(&7)));
-        assert_eq!(state.iter().count(), 2001);
-    }
-
-    #[test]
-    fn rows_that_do_not_fit_are_refused() {
-        let mut state: KeyedState<u32> = KeyedState::new();
-        *state.entry(b"key") = 7;
-        let mut saved = Vec::new();
-        state.save_changes(&mut |group, bytes| saved.push((group, bytes)));
-        let (group, bytes) = &saved[0];
-        let mut back: KeyedState<u32> = KeyedState::new();
-        assert!(matches!(back.load(3, &[9, 9, 9]), Err(StateError::Corrupt { key_group: 3, .. })));
-        assert!(back.load_checked(*group, bytes, |_| Err("of another shape".into())).is_err());
-        assert!(back.load(group + 1, bytes).is_err(), "keys of another group");
-        assert!(back.is_empty());
-        back.load(*group, bytes).unwrap();
-        assert_eq!(back.get(b"key"), Some(&7));
-    }
-
-    #[test]
-    fn changes_add_up_to_the_state() {
-        let mut state: KeyedState<u64> = KeyedState::new();
-        let mut copy: KeyedState<u64> = KeyedState::new();
-        let mut seed = 7_u64;
-        let mut next = |end: u64| {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (seed >> 33) % end
-        };
-        let whole = |state: &KeyedState<u64>| -> BTreeMap<Vec<u8>, u64> {
-            state.iter().map(|(key, value)| (key.to_vec(), *value)).collect()
-        };
-        let mut merged: BTreeMap<u16, rows::Standing> = BTreeMap::new();
-        for round in 0..50 {
-            for _ in 0..next(200) {
-                *state.entry(&next(300).to_le_bytes()) += round;
-            }
-            state.sweep(next(200) as usize, |_, value| *value % 5 != 1);
-            let mut given = Vec::new();
-            state.save_changes(&mut |group, bytes| given.push((group, bytes)));
-            given.iter().for_each(|(group, bytes)| merged.entry(*group).or_default().absorb(bytes).unwrap());
-            if round % 10 == 9 {
-                // A copy made from what was merged takes up later changes as well.
-                copy = KeyedState::new();
-                for (group, standing) in std::mem::take(&mut merged) {
-                    let bytes = standing.finish();
-                    copy.load(group, &bytes).unwrap();
-                    merged.entry(group).or_default().absorb(&bytes).unwrap();
-                }
-            } else {
-                given.iter().for_each(|(group, bytes)| copy.load(*group, bytes).unwrap());
-            }
-            assert_eq!(whole(&state), whole(&copy), "round {round}");
-            assert_eq!(state.len(), copy.len());
-            let mut again = 0;
-            state.save_changes(&mut |_, _| again += 1);
-            copy.save_changes(&mut |_, _| again += 1);
-            assert_eq!(again, 0, "nothing has changed since");
-        }
-    }
-}
+mod tests;

@@ -207,8 +207,11 @@ impl Change {
         for group in &plan.groups {
             let first = group.first_path();
             let verdict = verdict(&first);
-            if verdict != Some(Verdict::Keep) && group.is_first() {
-                made.push((group.shape_path(), Layout::of(group).state()));
+            let layout = Layout::of(group);
+            // A checkpoint of an older build may say less of a group that is kept.
+            let says_less = || Layout::read(checkpoint, group).is_some_and(|said| said != layout);
+            if group.is_first() && (verdict != Some(Verdict::Keep) || says_less()) {
+                made.push((group.shape_path(), layout.state()));
             }
             let state = match verdict {
                 Some(Verdict::Extend) if group.is_first() => {

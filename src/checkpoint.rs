@@ -55,8 +55,10 @@ pub use location::Location;
 pub use manifest::Base;
 pub use storage::Place;
 
-/// The format this build writes and reads.
-pub const FORMAT: u32 = 3;
+/// The format this build writes.
+pub const FORMAT: u32 = 4;
+/// The oldest format this build reads: without parts in rows of state, which the segments of both may hold otherwise alike.
+const FORMAT_OLDEST: u32 = 3;
 /// Checkpoints that are kept.
 const KEPT: usize = 2;
 

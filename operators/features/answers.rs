@@ -39,7 +39,7 @@ impl Answers {
         Answers {
             capacity,
             finished: 0,
-            summaries: Vec::with_capacity(definition.summaries * capacity.min(READS_MAX)),
+            summaries: Vec::with_capacity(definition.frame.summaries * capacity.min(READS_MAX)),
             times: Vec::with_capacity(capacity.min(READS_MAX)),
             numbers: vec![0.0; aggregates * capacity],
             looked_up: definition.as_of.iter().map(|lookup| ScalarColumn::new(&lookup.data_type)).collect(),
@@ -51,7 +51,7 @@ impl Answers {
     pub fn push(&mut self, definition: &Definition, entity: Option<&Entity>, time: EventTime) {
         match entity {
             Some(entity) => self.summaries.extend_from_slice(entity.summaries()),
-            None => self.summaries.extend(std::iter::repeat_n(Summary::EMPTY, definition.summaries)),
+            None => self.summaries.extend(std::iter::repeat_n(Summary::EMPTY, definition.frame.summaries)),
         }
         self.times.push(time as f64);
         for ((column, lookup), n) in self.looked_up.iter_mut().zip(&definition.as_of).zip(0..) {
@@ -67,7 +67,7 @@ impl Answers {
         let rows = self.finished..self.finished + self.times.len();
         for (feature, numbers) in definition.features.iter().zip(self.numbers.chunks_exact_mut(self.capacity.max(1))) {
             let Origin::Aggregate { summary, function } = feature.origin else { continue };
-            let width = definition.summaries;
+            let width = definition.frame.summaries;
             let out = &mut numbers[rows.clone()];
             function.fill(Reads { summaries: &self.summaries, width, summary, times: &self.times }, out);
             if feature.data_type == DataType::Int64 {

@@ -10,22 +10,26 @@
 //!                     └──────────────────────────────────────────▶          (no value in old rows)
 //! ```
 //!
-//! Views and summaries are not carried: they are found again from the items at the next read.
+//! Steps behind a state are taken first, in the frame of the definition before. Views and summaries are not carried: they are found again from the items at the next read.
 
 use serde::{Deserialize, Serialize};
 
-use super::definition::Definition;
 use super::entity::{Entity, LayoutKind};
+use super::frame::Frame;
 use super::group::FeatureGroup;
 use super::ring::Ring;
+use super::steps;
 use super::summary::{Parts, Summary};
 use crate::state::{StateError, change_rows};
 
 /// What stands where in the state of a group.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Shape {
     rings: Vec<Items>,
     lookups: Vec<Remembered>,
+    /// What the state of a key depends on; `None` in a checkpoint of a build that wrote no steps.
+    #[serde(default)]
+    frame: Option<Frame>,
 }
 
 /// An as-of lookup.
@@ -135,7 +139,15 @@ impl Shape {
         (lost, all)
     }
 
-    fn carry(&self, after: &Shape, entity: &Entity, definition: &Definition) -> Result<Entity, String> {
+    /// The steps that `entity` has taken since it was written.
+    fn take_steps(&self, entity: &mut Entity, steps: &[u8]) -> Result<(), String> {
+        let frame = self.frame.as_ref().filter(|frame| frame.is_sound());
+        let frame = frame.ok_or("steps of a key, but the checkpoint does not say in which frame")?;
+        entity.check(frame)?;
+        steps::take(frame, entity, steps)
+    }
+
+    fn carry(&self, after: &Shape, entity: &Entity, frame: &Frame) -> Result<Entity, String> {
         let rings = entity.rings();
         let is_own = rings.len() == self.rings.len()
             && entity.as_of.len() == self.lookups.len()
@@ -143,7 +155,7 @@ impl Shape {
         if !is_own {
             return Err("a key is not of the shape that the checkpoint says".to_string());
         }
-        let mut carried = Entity::new(definition);
+        let mut carried = Entity::new(frame);
         carried.newest = entity.newest;
         for (ring, items) in carried.rings_mut().iter_mut().zip(&after.rings) {
             let before = self.rings.iter().position(|known| known.tile == items.tile);
@@ -176,7 +188,7 @@ impl FeatureGroup {
             let (of, filter) = definition.measures[at].written();
             measure(of, filter)
         };
-        let ring = |track: &super::windows::Track| match definition.layout {
+        let ring = |track: &super::windows::Track| match definition.frame.layout {
             LayoutKind::Rows => {
                 let slots = (0..definition.measures.len()).map(|at| Slot { name: name(at), parts: None });
                 Items { tile: 0, slots: slots.collect() }
@@ -188,8 +200,9 @@ impl FeatureGroup {
             }
         };
         Shape {
-            rings: definition.tracks.iter().map(ring).collect(),
+            rings: definition.frame.tracks.iter().map(ring).collect(),
             lookups: lookups.iter().zip(&definition.as_of).map(lookup).collect(),
+            frame: Some(definition.frame.clone()),
         }
     }
 
@@ -198,6 +211,8 @@ impl FeatureGroup {
     /// # Errors
     /// If a row does not decode, or is of another shape.
     pub fn carry(&self, before: &Shape, after: &Shape, key_group: u16, bytes: &[u8]) -> Result<Vec<u8>, StateError> {
-        change_rows(key_group, bytes, |entity: Entity| before.carry(after, &entity, self.definition()))
+        let take_steps = |entity: &mut Entity, steps: &[u8]| before.take_steps(entity, steps);
+        let carry = |entity: Entity| before.carry(after, &entity, &self.definition().frame);
+        change_rows(key_group, bytes, take_steps, carry)
     }
 }

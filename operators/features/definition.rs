@@ -8,6 +8,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use super::aggregates::{AggregateFunction, Op};
 use super::as_of::is_supported;
 use super::entity::LayoutKind;
+use super::frame::Frame;
 use super::summary::Parts;
 use super::windows::{Cell, Track, Window};
 use super::{Aggregate, GroupConfig};
@@ -44,8 +45,6 @@ pub struct Lookup {
     pub data_type: DataType,
     /// A value older than this is null.
     pub age_max: i64,
-    /// Hidden values older than this before an event are dropped even if the watermark stands still, in milliseconds.
-    pub kept_max: i64,
 }
 
 /// Where a feature comes from.
@@ -81,14 +80,8 @@ pub struct Definition {
     pub key_types: Vec<DataType>,
     /// What is aggregated.
     pub measures: Vec<Measure>,
-    /// The rings and their windows.
-    pub tracks: Vec<Track>,
-    /// Whether the items are rows or tiles.
-    pub layout: LayoutKind,
-    /// Number of views of a key.
-    pub views: usize,
-    /// Number of summaries of a key.
-    pub summaries: usize,
+    /// Where the windows lie and what they hold.
+    pub frame: Frame,
     /// The as-of lookups.
     pub as_of: Vec<Lookup>,
     /// The features in the order of their columns.
@@ -123,8 +116,15 @@ impl Definition {
         let key_types = key.iter().map(|at| input.field(*at).data_type().clone()).collect();
         let (layout, tracks) = compiler.tracks();
         let Compiler { measures, cells, .. } = compiler;
-        let views = tracks.iter().map(|track| track.windows.len()).sum();
-        Ok(Definition { key, key_types, measures, tracks, layout, views, summaries: cells.len(), as_of, features, ttl })
+        let frame = Frame {
+            layout,
+            views: tracks.iter().map(|track| track.windows.len()).sum(),
+            tracks,
+            summaries: cells.len(),
+            measures: measures.iter().map(|measure| measure.needs).collect(),
+            lookups: as_of.iter().map(|lookup| lookup.age_max.max(DAY)).collect(),
+        };
+        Ok(Definition { key, key_types, measures, frame, as_of, features, ttl })
     }
 }
 
@@ -193,7 +193,7 @@ impl Compiler<'_> {
                 self.error(format!("as_of.{name}.max_age"), "must be longer than zero");
             }
             let age_max = as_of.max_age.0;
-            lookups.push(Lookup { column, data_type, age_max, kept_max: age_max.max(DAY) });
+            lookups.push(Lookup { column, data_type, age_max });
         }
         lookups
     }

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::as_of::History;
-use super::definition::Definition;
+use super::as_of::{History, Scalar};
+use super::frame::Frame;
 use super::ring::Ring;
 use super::summary::{Measured, Summary};
 use super::windows::{Event, Parted, Rows, Tiles, Track, View, evict, seek};
@@ -35,14 +35,14 @@ pub struct Horizon {
 
 impl Horizon {
     /// Before any watermark: nothing can be dropped.
-    pub fn start(definition: &Definition) -> Self {
-        Horizon { watermark: EventTime::MIN, until: vec![f64::NEG_INFINITY; definition.tracks.len()] }
+    pub fn start(frame: &Frame) -> Self {
+        Horizon { watermark: EventTime::MIN, until: vec![f64::NEG_INFINITY; frame.tracks.len()] }
     }
 
     /// Moves on to a later watermark.
-    pub fn advance(&mut self, watermark: EventTime, definition: &Definition) {
+    pub fn advance(&mut self, watermark: EventTime, frame: &Frame) {
         self.watermark = watermark;
-        for (until, track) in self.until.iter_mut().zip(&definition.tracks) {
+        for (until, track) in self.until.iter_mut().zip(&frame.tracks) {
             *until = track.time(watermark as f64) - track.span_max;
         }
     }
@@ -50,23 +50,31 @@ impl Horizon {
 
 impl Entity {
     /// A key without events.
-    pub fn new(definition: &Definition) -> Self {
+    pub fn new(frame: &Frame) -> Self {
         Entity {
             newest: EventTime::MIN,
             changed: 0,
-            rings: definition.tracks.iter().map(|track| Ring::new(track.stride)).collect(),
-            views: vec![View::START; definition.views].into(),
-            summaries: vec![Summary::EMPTY; definition.summaries].into(),
-            as_of: definition.as_of.iter().map(|_| History::default()).collect(),
+            rings: frame.tracks.iter().map(|track| Ring::new(track.stride)).collect(),
+            views: vec![View::START; frame.views].into(),
+            summaries: vec![Summary::EMPTY; frame.summaries].into(),
+            as_of: frame.lookups.iter().map(|_| History::default()).collect(),
         }
     }
 
-    /// Takes an event's values into the windows. Values older than any window that can still be read are left.
+    /// Takes an event's values into the windows, and takes the value of each lookup. Values older than any window that can still
+    /// be read are left.
     #[inline(always)]
-    pub fn update(&mut self, definition: &Definition, horizon: &Horizon, time: EventTime, values: &[Measured]) {
+    pub fn update(
+        &mut self,
+        frame: &Frame,
+        horizon: &Horizon,
+        time: EventTime,
+        values: &[Measured],
+        looked_up: &mut Vec<Option<Scalar>>,
+    ) {
         self.newest = self.newest.max(time);
         let event = Event { millis: time as f64, values };
-        let rings = self.rings.iter_mut().zip(&definition.tracks).zip(&horizon.until);
+        let rings = self.rings.iter_mut().zip(&frame.tracks).zip(&horizon.until);
         for ((ring, track), until) in rings {
             let views = &mut self.views[track.first_view..track.first_view + track.windows.len()];
             let mut key = Parted { ring, views, summaries: &mut self.summaries };
@@ -74,19 +82,24 @@ impl Entity {
             let until = until.max(at - track.kept_max);
             evict(&mut key, track, until);
             if at > until {
-                definition.layout.take(track, &mut key, &event, at);
+                frame.layout.take(track, &mut key, &event, at);
+            }
+        }
+        for ((history, value), kept_max) in self.as_of.iter_mut().zip(looked_up.drain(..)).zip(&frame.lookups) {
+            if let Some(value) = value {
+                history.insert(time, value, horizon.watermark.max(time.saturating_sub(*kept_max)));
             }
         }
     }
 
     /// Moves all windows to `time`, and gives their summaries as of then.
     #[inline(always)]
-    pub fn read(&mut self, definition: &Definition, time: EventTime) -> &[Summary] {
-        for (ring, track) in self.rings.iter().zip(&definition.tracks) {
+    pub fn read(&mut self, frame: &Frame, time: EventTime) -> &[Summary] {
+        for (ring, track) in self.rings.iter().zip(&frame.tracks) {
             let at = track.time(time as f64);
             let views = &mut self.views[track.first_view..track.first_view + track.windows.len()];
             for (view, window) in views.iter_mut().zip(&track.windows) {
-                match definition.layout {
+                match frame.layout {
                     LayoutKind::Rows => seek::<Rows>(ring, window, view, &mut self.summaries, at),
                     LayoutKind::Tiles => seek::<Tiles>(ring, window, view, &mut self.summaries, at),
                 }
@@ -118,17 +131,17 @@ impl Entity {
         fixed + rings + self.as_of.iter().map(History::size_bytes).sum::<usize>()
     }
 
-    /// What is wrong with a key that was saved under another definition.
+    /// What is wrong with a key that was saved under another frame.
     ///
     /// # Errors
     /// If its shape is not the definition's.
-    pub fn check(&self, definition: &Definition) -> Result<(), String> {
+    pub fn check(&self, frame: &Frame) -> Result<(), String> {
         let shape = (self.rings.len(), self.views.len(), self.summaries.len(), self.as_of.len());
-        let expected = (definition.tracks.len(), definition.views, definition.summaries, definition.as_of.len());
+        let expected = (frame.tracks.len(), frame.views, frame.summaries, frame.lookups.len());
         if shape != expected {
             return Err(format!("saved with other features: {shape:?} windows and lookups instead of {expected:?}"));
         }
-        for (ring, track) in self.rings.iter().zip(&definition.tracks) {
+        for (ring, track) in self.rings.iter().zip(&frame.tracks) {
             let views = &self.views[track.first_view..track.first_view + track.windows.len()];
             let stands = |view: &View| view.head <= view.tail && view.tail as usize <= ring.len();
             if ring.stride() != track.stride || !views.iter().all(stands) {
@@ -140,9 +153,11 @@ impl Entity {
 }
 
 /// Which of the two layouts the items of a group have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LayoutKind {
     /// Exact windows.
+    #[default]
     Rows,
     /// Tiled windows.
     Tiles,

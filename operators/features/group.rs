@@ -7,10 +7,12 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use super::GroupConfig;
 use super::answers::Answers;
-use super::as_of::Scalars;
-use super::definition::{Definition, extended, fields};
+use super::as_of::{Scalar, Scalars};
+use super::definition::{Definition, fields};
 use super::entity::{Entity, Horizon};
 use super::incoming::{Values, accept};
+use super::port::{Port, Reader};
+use super::steps;
 use super::summary::Measured;
 use crate::batch::{Batch, EventTime, Row};
 use crate::error::ConfigError;
@@ -18,30 +20,6 @@ use crate::key::{KeyColumns, hash};
 use crate::operator::{Operator, Outputs};
 use crate::state::{KeyedState, Place, StateError};
 use crate::units::Millis;
-
-/// A vector that reads a group.
-#[derive(Debug, Clone)]
-pub struct Reader {
-    /// Name of the vector; errors of the reader stand under `vectors.<name>.join`.
-    pub name: String,
-    /// The columns of its rows.
-    pub spine: SchemaRef,
-    /// Its columns that hold the group's key. Empty: columns named like the key's.
-    pub on: Vec<String>,
-    /// Reads before the row itself updates the group.
-    pub exclude_self: bool,
-    /// The rows are the group's own input: each updates the state and reads it. They come on the reader's port only.
-    pub feeds: bool,
-}
-
-/// A reader compiled.
-struct Port {
-    keys: KeyColumns,
-    schema: SchemaRef,
-    exclude_self: bool,
-    /// For a reader that feeds: where the input's columns stand among the reader's.
-    feeds: Option<Vec<usize>>,
-}
 
 /// The feature group operator.
 ///
@@ -143,7 +121,7 @@ impl FeatureGroup {
             published: Arc::new(Schema::new(key.chain(named).collect::<Vec<_>>())),
             online: config.online,
             state: KeyedState::new(),
-            horizon: Horizon::start(&definition),
+            horizon: Horizon::start(&definition.frame),
             changed: Vec::new(),
             updates: 0,
             definition,
@@ -153,6 +131,13 @@ impl FeatureGroup {
     /// What it was compiled to.
     pub(super) fn definition(&self) -> &Definition {
         &self.definition
+    }
+
+    /// The state of each key, as bytes.
+    #[cfg(test)]
+    pub(super) fn states(&self) -> std::collections::BTreeMap<Vec<u8>, Vec<u8>> {
+        let bytes = |entity: &Entity| postcard::to_allocvec(entity).unwrap();
+        self.state.iter().map(|(key, entity)| (key.to_vec(), bytes(entity))).collect()
     }
 
     /// The features as columns of a vector, under their full names `group.feature`.
@@ -198,11 +183,11 @@ impl FeatureGroup {
             _ => accept(&self.definition, &self.stage, keys, input, batch, out),
         };
         let mut places = Vec::with_capacity(batch.len());
-        let (state, definition) = (&mut self.state, &self.definition);
+        let (state, frame) = (&mut self.state, &self.definition.frame);
         keys.for_each(&batch, |_, key| {
             places.push(match (key, role) {
                 (Some(key), Role::Read) => state.find(hash(key), key),
-                (Some(key), _) => Some(state.find_or_insert(hash(key), key, || Entity::new(definition))),
+                (Some(key), _) => Some(state.find_or_insert(hash(key), key, || Entity::new(frame))),
                 (None, _) => None,
             });
         });
@@ -234,6 +219,7 @@ impl FeatureGroup {
             horizon: &self.horizon,
             state: &mut self.state,
             changed: self.online.then_some(&mut self.changed),
+            looked_up: Vec::new(),
         }
     }
 
@@ -247,53 +233,6 @@ impl FeatureGroup {
         let batch = ordered.as_ref().unwrap_or(&prepared.batch);
         let batch = batch.with_columns(self.ports[reader].schema.clone(), columns);
         out.give(reader, batch.expect("the answers follow the schema"));
-    }
-}
-
-impl Port {
-    fn compile(
-        reader: &Reader,
-        config: &GroupConfig,
-        input: &SchemaRef,
-        definition: &Definition,
-        features: &[Field],
-    ) -> Result<Port, ConfigError> {
-        let on = if reader.on.is_empty() { &config.key } else { &reader.on };
-        if on.len() != config.key.len() {
-            let message = format!("{} columns for a key of {}: {}", on.len(), config.key.len(), config.key.join(", "));
-            return Err(ConfigError::new("on", message));
-        }
-        let known = || reader.spine.fields().iter().map(|field| field.name().as_str());
-        let mut keys = Vec::new();
-        for ((name, key), key_type) in on.iter().zip(&config.key).zip(&definition.key_types) {
-            let Ok(at) = reader.spine.index_of(name) else {
-                return Err(ConfigError::unknown("on", "column", name, known()));
-            };
-            let data_type = reader.spine.field(at).data_type();
-            if data_type != key_type && !(data_type.is_integer() && key_type.is_integer()) {
-                let message = format!("`{name}` is {data_type}, but the group's key `{key}` is {key_type}");
-                return Err(ConfigError::new("on", message));
-            }
-            keys.push(at);
-        }
-        let mut feeds = None;
-        if reader.feeds {
-            if *on != config.key {
-                let message = format!("the spine feeds the group, so it must read by the group's key {:?}", config.key);
-                return Err(ConfigError::new("on", message));
-            }
-            let columns: Vec<usize> =
-                input.fields().iter().filter_map(|f| reader.spine.index_of(f.name()).ok()).collect();
-            if columns.len() != input.fields().len() {
-                return Err(ConfigError::new("", "the spine lacks columns of the group's input"));
-            }
-            feeds = Some(columns);
-        }
-        if let Some(twin) = features.iter().find(|field| reader.spine.index_of(field.name()).is_ok()) {
-            return Err(ConfigError::new("features", format!("the rows have a column `{}` already", twin.name())));
-        }
-        let schema = extended(&reader.spine, features);
-        Ok(Port { keys: KeyColumns::new(keys), schema, exclude_self: reader.exclude_self, feeds })
     }
 }
 
@@ -332,38 +271,43 @@ struct Live<'a> {
     horizon: &'a Horizon,
     state: &'a mut KeyedState<Entity>,
     changed: Option<&'a mut Vec<(Place, Row)>>,
+    /// The values of the lookups of the row at hand.
+    looked_up: Vec<Option<Scalar>>,
 }
 
 impl Live<'_> {
     /// Processes one row of one batch.
     #[inline(always)]
     fn step(&mut self, work: usize, row: usize) {
-        let Live { works, definition, horizon, state, changed } = self;
+        let Live { works, definition, horizon, state, changed, looked_up } = self;
         let Work { prepared, scalars, answers } = &mut works[work];
-        let time = prepared.batch.rows[row].event_time;
+        let (role, frame, time) = (prepared.role, &definition.frame, prepared.batch.rows[row].event_time);
         let Some(place) = prepared.places[row] else {
             answers.push(definition, None, time);
             return;
         };
-        let entity = state.at_mut(place);
-        if prepared.role != Role::Update {
-            entity.read(definition, time);
-        }
-        if matches!(prepared.role, Role::Read | Role::ReadThenUpdate) {
+        if role == Role::Read {
+            let entity = state.at_mut_telling(place, |entity, to| steps::read(entity.newest, time, to));
+            entity.read(frame, time);
             answers.push(definition, Some(entity), time);
-        }
-        if prepared.role == Role::Read {
             return;
         }
+        let reads = role != Role::Update;
         let measures = definition.measures.len();
         let values: &[Measured] = &prepared.values[row * measures..(row + 1) * measures];
-        entity.update(definition, horizon, time, values);
-        for ((history, values), lookup) in entity.as_of.iter_mut().zip(scalars.iter()).zip(&definition.as_of) {
-            if let Some(value) = values.get(row) {
-                history.insert(time, value, horizon.watermark.max(time.saturating_sub(lookup.kept_max)));
-            }
+        looked_up.extend(scalars.iter().map(|values| values.get(row)));
+        let entity = state.at_mut_telling(place, |entity, to| {
+            let event = steps::Update { time, watermark: horizon.watermark, values, looked_up };
+            steps::update(entity.newest, reads, &event, to);
+        });
+        if reads {
+            entity.read(frame, time);
         }
-        if prepared.role == Role::UpdateThenRead {
+        if role == Role::ReadThenUpdate {
+            answers.push(definition, Some(entity), time);
+        }
+        entity.update(frame, horizon, time, values, looked_up);
+        if role == Role::UpdateThenRead {
             answers.push(definition, Some(entity), time);
         }
         let Some(changed) = changed else { return };
@@ -431,7 +375,7 @@ impl Operator for FeatureGroup {
     fn advance(&mut self, watermark: EventTime, _out: &mut Outputs) {
         // The largest time says that the input has ended, not that a time has come: the state stays as it is.
         if watermark > self.horizon.watermark && watermark < EventTime::MAX {
-            self.horizon.advance(watermark, &self.definition);
+            self.horizon.advance(watermark, &self.definition.frame);
         }
         // A slot for every two updates: the sweep goes round faster than keys can come, at a constant cost for each.
         let slots = self.updates / 2 + 16;
@@ -450,10 +394,11 @@ impl Operator for FeatureGroup {
         let mut rows = Vec::with_capacity(changed.len());
         for (place, row) in &changed {
             keys.append_value(String::from_utf8_lossy(self.state.key_at(*place)));
-            let entity = self.state.at_mut(*place);
+            let publish = |entity: &Entity, to: &mut Vec<u8>| steps::read(entity.newest, entity.newest, to);
+            let entity = self.state.at_mut_telling(*place, publish);
             entity.changed = 0;
             let time = entity.newest;
-            entity.read(&self.definition, time);
+            entity.read(&self.definition.frame, time);
             answers.push(&self.definition, Some(entity), time);
             rows.push(Row { event_time: time, ..*row });
         }
@@ -468,8 +413,9 @@ impl Operator for FeatureGroup {
     }
 
     fn load(&mut self, key_group: u16, bytes: &[u8]) -> Result<(), StateError> {
-        let definition = &self.definition;
-        self.state.load_checked(key_group, bytes, |entity| entity.check(definition))
+        let frame = &self.definition.frame;
+        let take_steps = |entity: &mut Entity, steps: &[u8]| steps::take(frame, entity, steps);
+        self.state.load_telling(key_group, bytes, |entity| entity.check(frame), take_steps)
     }
 
     fn state_size(&self) -> (u64, u64) {

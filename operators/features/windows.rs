@@ -22,7 +22,7 @@ use super::ring::Ring;
 use super::summary::{Measured, Parts, Summary};
 
 /// One measure within one window.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
     /// Index of the measure among the group's.
     pub measure: usize,
@@ -35,7 +35,7 @@ pub struct Cell {
 }
 
 /// One window over the items of one ring.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Window {
     /// Its length in the ring's unit of time.
     pub span: f64,
@@ -44,7 +44,7 @@ pub struct Window {
 }
 
 /// A ring's windows and its unit of time.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Track {
     /// Milliseconds in a unit of the ring's time: the length of a tile, or 1.
     pub unit_millis: f64,

@@ -37,7 +37,7 @@ impl Layout {
     pub fn read(checkpoint: &Checkpoint, group: &GroupPlan) -> Option<Layout> {
         let parts = checkpoint.nodes.get(&group.shape_path())?.get(&PART)?;
         let row = rows::read(parts.last()?).next()?.ok()?;
-        serde_json::from_slice(row.1?).ok()
+        serde_json::from_slice(row.1.whole().ok()??).ok()
     }
 
     /// As a node's state.

@@ -24,9 +24,9 @@ pub(super) fn state(plan: &Plan) -> NodeState {
 /// nodes leads to are left out.
 pub(super) fn because(checkpoint: &Checkpoint, plan: &Plan, node: &str) -> Vec<String> {
     let Some(parts) = checkpoint.nodes.get(TEXTS).and_then(|state| state.get(&0)) else { return Vec::new() };
-    let known: Vec<(&[u8], Option<&[u8]>)> =
+    let known: Vec<rows::Row<'_>> =
         parts.last().into_iter().flat_map(|part| rows::read(part)).filter_map(Result::ok).collect();
-    let is_same = |node: &str, digest: &str| known.contains(&(node.as_bytes(), Some(digest.as_bytes())));
+    let is_same = |node: &str, digest: &str| known.contains(&(node.as_bytes(), rows::Change::Whole(digest.as_bytes())));
     let (mut found, mut seen, mut open) = (BTreeSet::new(), BTreeSet::new(), vec![node.to_string()]);
     while let Some(node) = open.pop() {
         let Some(text) = plan.texts.get(&node).filter(|_| seen.insert(node.clone())) else { continue };

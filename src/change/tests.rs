@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use millstream_operators::state::rows;
+
 use super::*;
 use crate::checkpoint::{EventTimes, Progress, effect_name};
 use crate::sources::Positions;
@@ -54,7 +56,7 @@ fn plan(text: &str) -> Plan {
 
 /// A checkpoint that has something of everything that the plan has, and of which no output is committed.
 fn checkpoint(plan: &Plan) -> Checkpoint {
-    let mut writer = millstream_operators::state::rows::Writer::default();
+    let mut writer = rows::Writer::default();
     writer.put(b"key", |bytes| bytes.push(7));
     let rows = writer.finish();
     let mut progress =
@@ -260,6 +262,36 @@ fn a_loss_is_refused_until_it_is_allowed_by_name() {
     let after = plan(&BEFORE.replacen("topic: seen }", "topic: elsewhere }", 1));
     let refused = Change::between(&checkpoint, &after, false).unwrap().permit(&[]).unwrap_err().to_string();
     assert!(refused.contains("stopped with SIGTERM") && refused.contains("--allow-drop sinks.seen"), "{refused}");
+}
+
+/// A build that wrote no parts of states did not say in which frame they are. Before the first part is written it is said.
+#[test]
+fn what_an_older_build_did_not_say_of_a_group_is_said() {
+    let plan = plan(BEFORE);
+    let mut taken = checkpoint(&plan);
+    let group = plan.groups.iter().find(|group| group.path() == "features.card").unwrap();
+    let state = Layout::of(group).state();
+    let (_, said) = rows::read(&state[&0][0]).next().unwrap().unwrap();
+    let mut said: serde_json::Value = serde_json::from_slice(said.whole().unwrap().unwrap()).unwrap();
+    said["shape"].as_object_mut().unwrap().remove("frame").unwrap();
+    let mut writer = rows::Writer::default();
+    writer.put(b"layout", |bytes| bytes.extend(serde_json::to_vec(&said).unwrap()));
+    taken.nodes.insert("features.card.shape".to_string(), [(0, vec![writer.finish()])].into());
+    for made in [
+        vec![Block {
+            kind: Kind::State,
+            name: "features.card.shape".into(),
+            part: 0,
+            epoch: 41,
+            bytes: state[&0][0].clone(),
+        }],
+        vec![],
+    ] {
+        let change = Change::between(&taken, &plan, false).unwrap();
+        assert!(change.is_none(), "{change:?}");
+        assert_eq!(change.apply(&mut taken, &plan, false).unwrap(), made);
+        assert_eq!(taken.nodes["features.card.shape"][&0].last(), state[&0].last());
+    }
 }
 
 /// A second instance has seen what the first has: it begins with the same state, which the next checkpoint must bring.

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::FORMAT;
+use super::{FORMAT, FORMAT_OLDEST};
 
 /// A checkpoint that can't be written or taken up.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,9 @@ pub enum CheckpointError {
         wanted: String,
     },
     /// A newer build wrote it.
-    #[error("{path}: format {found} was written by a newer Millstream; this one reads format {FORMAT}")]
+    #[error(
+        "{path}: format {found} was written by a newer Millstream; this one reads formats {FORMAT_OLDEST} to {FORMAT}"
+    )]
     Newer {
         /// The manifest.
         path: String,
@@ -54,8 +56,8 @@ pub enum CheckpointError {
     },
     /// An older build wrote it.
     #[error(
-        "{path}: format {found} was written by an older Millstream; this one reads format {FORMAT}. Stop the job with the \
-         old one, note the positions in the manifest, and start it anew with `--fresh`"
+        "{path}: format {found} was written by an older Millstream; this one reads formats {FORMAT_OLDEST} to {FORMAT}. \
+         Stop the job with the old one, note the positions in the manifest, and start it anew with `--fresh`"
     )]
     Older {
         /// The manifest.

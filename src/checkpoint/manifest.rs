@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::error::CheckpointError;
 use super::segment::{Summary, digits};
 use super::storage::Storage;
-use super::{Definitions, EventTimes, FORMAT, Progress};
+use super::{Definitions, EventTimes, FORMAT, FORMAT_OLDEST, Progress};
 use crate::sources::Positions;
 
 /// The state of all nodes at the end of an epoch.
@@ -202,7 +202,7 @@ impl Manifest {
         if let Some(found) = format(&text).filter(|found| *found > FORMAT) {
             return Err(CheckpointError::Newer { path, found });
         }
-        if let Some(found) = format(&text).filter(|found| *found < FORMAT) {
+        if let Some(found) = format(&text).filter(|found| *found < FORMAT_OLDEST) {
             return Err(CheckpointError::Older { path, found });
         }
         Manifest::parse(&text).map(Some).map_err(|detail| CheckpointError::Corrupt { path, detail })

@@ -84,8 +84,9 @@ impl NodeContents {
         let mut contents = NodeContents::default();
         for parts in state.values() {
             let corrupt = |detail| CheckpointError::Corrupt { path: format!("the state of `{name}`"), detail };
-            let merged = rows::merge(parts.iter().map(Vec::as_slice)).map_err(corrupt)?;
-            contents.keys += rows::read(&merged).count() as u64;
+            let standing = rows::standing(parts.iter().map(Vec::as_slice)).map_err(corrupt)?;
+            contents.keys += standing.len() as u64;
+            let merged = standing.finish();
             contents.bytes += merged.len() as u64;
             contents.key_groups += usize::from(!merged.is_empty());
         }

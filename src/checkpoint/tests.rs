@@ -64,6 +64,13 @@ fn row(key: &str, value: Option<&str>) -> Vec<u8> {
     writer.finish()
 }
 
+/// A part of the value of one key.
+fn part_of(key: &str, part: &str) -> Vec<u8> {
+    let mut writer = millstream_operators::state::rows::Writer::default();
+    writer.part(key.as_bytes(), std::iter::once(part.as_bytes()));
+    writer.finish()
+}
+
 fn block(kind: Kind, name: &str, part: u16, epoch: u64, bytes: Vec<u8>) -> Block {
     Block { kind, name: name.into(), part, epoch, bytes }
 }
@@ -238,10 +245,10 @@ fn errors_name_the_file_and_what_to_do() {
             put(place, "manifest/2.json", text.replace(from, to).as_bytes());
         }
     };
-    let (newer, older) = (format!("\"format\": {}", FORMAT + 1), format!("\"format\": {}", FORMAT - 1));
+    let (newer, older) = (format!("\"format\": {}", FORMAT + 1), format!("\"format\": {}", FORMAT_OLDEST - 1));
     let (newer, older): (&'static str, &'static str) = (newer.leak(), older.leak());
-    check_error(replace("\"format\": 3", newer), "was written by a newer Millstream");
-    check_error(replace("\"format\": 3", older), "was written by an older Millstream");
+    check_error(replace("\"format\": 4", newer), "was written by a newer Millstream");
+    check_error(replace("\"format\": 4", older), "was written by an older Millstream");
     check_error(replace("4096", "4097"), "2.json: does not have its checksum; the checkpoint is damaged");
     check_error(replace("{", "["), "2.json: is not a manifest");
     check_error(
@@ -264,6 +271,22 @@ fn errors_name_the_file_and_what_to_do() {
         },
         "seg/1-1.seg: block 0 at byte 8 (`card`, part 255, epoch 8) does not have its checksum",
     );
+}
+
+/// A build that wrote no parts wrote the format before.
+#[test]
+fn a_checkpoint_of_the_oldest_format_is_taken_up() {
+    in_process(|place| {
+        store(place).publish(&progress(8), &blocks(8)).unwrap();
+        let mut manifest = Manifest::parse(&bytes(place, "manifest/2.json")).unwrap();
+        manifest.format = FORMAT_OLDEST;
+        put(place, "manifest/2.json", &manifest.text());
+        let (mut store, loaded) = again(place);
+        assert_eq!(standing(&loaded.unwrap())["card"], [("zero".to_string(), "state of 8".to_string())]);
+        store.publish(&progress(9), &blocks(9)).unwrap();
+        let newest = Manifest::read(&*place.0, 4).unwrap().unwrap();
+        assert_eq!((newest.format, newest.segments.len()), (FORMAT, 2));
+    });
 }
 
 #[test]
@@ -360,13 +383,21 @@ proptest! {
     }
 }
 
-/// The state that stands, of each node: key to value.
+/// The state that stands, of each node: key to value, with its parts.
 fn standing(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<(String, String)>> {
+    use millstream_operators::state::rows::{self, Change};
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let node = |(node, state): (&String, &NodeState)| {
-        let merged = millstream_operators::state::rows::merge(state.values().flatten().map(Vec::as_slice)).unwrap();
-        let rows = millstream_operators::state::rows::read(&merged).map(|row| row.unwrap());
-        (node.clone(), rows.map(|(key, value)| (text(key), text(value.unwrap()))).collect())
+        let mut values: Vec<(String, String)> = Vec::new();
+        let merged = rows::merge(state.values().flatten().map(Vec::as_slice)).unwrap();
+        for row in rows::read(&merged) {
+            match row.unwrap() {
+                (key, Change::Whole(value)) => values.push((text(key), text(value))),
+                (_, Change::Part(part)) => values.last_mut().unwrap().1.push_str(&text(part)),
+                (key, Change::Gone) => panic!("{key:?} is gone"),
+            }
+        }
+        (node.clone(), values)
     };
     checkpoint.nodes.iter().map(node).collect()
 }

@@ -1,6 +1,6 @@
 //! Saved versions whose group has other features now: what both have is put in its place, the rest is null.
 
-use millstream_operators::state::{StateError, change_rows};
+use millstream_operators::state::{StateError, change_rows, no_parts};
 use serde::{Deserialize, Serialize};
 
 use super::row::Kind;
@@ -20,7 +20,7 @@ pub struct Packed {
 /// # Errors
 /// If a row does not decode.
 pub fn carry(before: &[Packed], after: &[Packed], key_group: u16, bytes: &[u8]) -> Result<Vec<u8>, StateError> {
-    change_rows(key_group, bytes, |mut versions: SavedVersions| {
+    change_rows(key_group, bytes, no_parts, |mut versions: SavedVersions| {
         for (_, packed) in &mut versions {
             *packed = carry_row(before, after, packed).ok_or("a version is cut")?;
         }
@@ -99,8 +99,8 @@ mod tests {
             let carried = carry(&packed, &wanted, 3, &bytes).unwrap();
             let mut found = rows::read(&carried).map(Result::unwrap);
             let (key, value) = found.next().unwrap();
-            assert_eq!((key, found.next()), (&b"key"[..], Some((&b"gone"[..], None))));
-            let carried: SavedVersions = postcard::from_bytes(value.unwrap()).unwrap();
+            assert_eq!((key, found.next()), (&b"key"[..], Some((&b"gone"[..], rows::Change::Gone))));
+            let carried: SavedVersions = postcard::from_bytes(value.whole().unwrap().unwrap()).unwrap();
             assert_eq!(carried.iter().map(|(time, _)| *time).collect::<Vec<_>>(), [9, 5]);
             for ((_, was_row), (_, is_row)) in versions.iter().zip(&carried) {
                 let (was_row, is_row) = (was.unpack(was_row).unwrap(), is.unpack(is_row).unwrap());

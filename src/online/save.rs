@@ -61,9 +61,9 @@ impl OnlineStore {
         let group = &self.groups[group];
         let corrupt = |detail: String| StateError::Corrupt { key_group, detail };
         for row in rows::read(bytes) {
-            let (key, value) = row.map_err(corrupt)?;
+            let (key, change) = row.map_err(corrupt)?;
             group.forget(key);
-            if let Some(value) = value {
+            if let Some(value) = change.whole().map_err(corrupt)? {
                 let versions = postcard::from_bytes(value).map_err(|error| corrupt(error.to_string()))?;
                 group.load(key_group, key, versions).map_err(corrupt)?;
             }

@@ -50,6 +50,6 @@ fn compare(store: &mut Store, plan: &Plan, bounded: bool, allowed: &[String]) ->
     let after = &checkpoint.progress.definitions;
     let is_new = |(node, defined): &(&String, &_)| before.get(*node) != Some(*defined);
     let began = after.iter().filter(is_new).map(|(node, _)| node.clone()).collect();
-    let changed = !change.is_none() || *after != before;
+    let changed = !change.is_none() || *after != before || !made.is_empty();
     Ok(TakenUp { checkpoint, made: changed.then_some(made), began })
 }

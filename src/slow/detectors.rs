@@ -96,6 +96,7 @@ impl Detectors {
 fn restore(detector: &mut dyn Detector, state: &[u8]) -> anyhow::Result<()> {
     let row = rows::read(state).next().transpose().map_err(anyhow::Error::msg).context("decode it")?;
     let (_, saved) = row.context("decode it")?;
+    let saved = saved.whole().map_err(anyhow::Error::msg).context("decode it")?;
     Ok(detector.load(saved.unwrap_or_default())?)
 }
 

@@ -121,6 +121,7 @@ impl Outcomes {
         let head = saved.get(&HEAD).and_then(|parts| parts.last()).context("its head is missing")?;
         let head = rows::read(head).next().transpose().map_err(anyhow::Error::msg).context("decode its head")?;
         let (_, head) = head.context("its head is empty")?;
+        let head = head.whole().map_err(anyhow::Error::msg).context("decode its head")?;
         let head: Head = postcard::from_bytes(head.unwrap_or_default()).context("decode its head")?;
         for (key_group, parts) in saved.iter().filter(|(key_group, _)| **key_group != HEAD) {
             for bytes in parts {

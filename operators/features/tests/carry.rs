@@ -1,8 +1,11 @@
 //! Groups whose definition changes while they run: what two definitions have in common answers as if it had always been so,
 //! the rest as if it had begun at the change.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::features::summary::Parts;
+use crate::state::rows;
 
 /// Aggregates to choose from: value, condition, functions, window in milliseconds.
 const POOL: &[(Option<&str>, Option<&str>, &[&str], i64)] = &[
@@ -101,17 +104,24 @@ proptest! {
     #[test]
     fn what_two_definitions_share_goes_on_and_the_rest_begins(
         before in choice(), after in choice(), tiles in prop::sample::select(vec![None, Some(1), Some(5)]),
-        steps in steps(vec![0, 1, 1, 2], 40, 1200), stop in 0usize..150,
+        steps in steps(vec![0, 1, 1, 2], 40, 1200), stop in 0usize..150, epoch in 1usize..40,
     ) {
         let stop = stop.min(steps.len());
         let mut first = before.group(tiles);
-        feed(&mut first, &steps, 0..stop);
+        let mut saved: BTreeMap<u16, rows::Standing> = BTreeMap::new();
+        // In epochs of some steps each, so that states are there with parts behind them.
+        for start in (0..stop).step_by(epoch) {
+            feed(&mut first, &steps, start..stop.min(start + epoch));
+            first.save_changes(&mut |key_group, bytes| saved.entry(key_group).or_default().absorb(&bytes).unwrap());
+        }
         let mut second = after.group(tiles);
-        let shapes = (before.shape(&first), after.shape(&second));
-        first.save_changes(&mut |key_group, bytes| {
-            let carried = second.carry(&shapes.0, &shapes.1, key_group, &bytes).unwrap();
+        // As it comes back from a checkpoint.
+        let saved_shape = serde_json::from_str(&serde_json::to_string(&before.shape(&first)).unwrap()).unwrap();
+        let shapes: (Shape, Shape) = (saved_shape, after.shape(&second));
+        for (key_group, standing) in saved {
+            let carried = second.carry(&shapes.0, &shapes.1, key_group, &standing.finish()).unwrap();
             second.load(key_group, &carried).unwrap();
-        });
+        }
         let found = feed(&mut second, &steps, stop..steps.len());
         let always = feed(&mut after.group(tiles), &steps, 0..steps.len());
         let late = feed(&mut after.group(tiles), &steps, stop..steps.len());

@@ -1,7 +1,10 @@
 //! Random rows in random order, on exact and tiled windows, in any cut: always the reference's answers.
 
+use std::collections::BTreeMap;
+
 use super::reference::{Reference, check};
 use super::*;
+use crate::state::rows;
 
 const EXACT: &[i64] = &[300, 1000, 2500];
 const TILED: &[i64] = &[300, 1000, 2400];
@@ -112,6 +115,60 @@ proptest! {
         let mut single = setup.group();
         let expected = run(&mut single, &steps, 1, |_, _, _| {});
         prop_assert_eq!(merged(&out), merged(&expected));
+    }
+
+    /// A checkpoint has parts and whole states, merged or not; what is loaded of it is the state to the last bit.
+    #[test]
+    fn what_is_taken_up_is_the_state_to_the_last_bit(
+        setup in setups(), steps in steps(vec![0, 1, 1, 2], 50, 700), max in 1usize..20, epochs in prop::collection::vec(any::<u8>(), 150),
+    ) {
+        let mut group = setup.group();
+        let mut saved: BTreeMap<u16, Vec<Vec<u8>>> = BTreeMap::new();
+        let mut parts = 0;
+        run(&mut group, &steps, max, |group, start, out| {
+            let what = epochs[start];
+            if what % 3 > 0 {
+                group.advance(start as i64 * 50 - 500, out);
+            }
+            if what % 2 == 0 {
+                return;
+            }
+            group.close_epoch(1, out);
+            group.save_changes(&mut |key_group, bytes| {
+                parts += rows::read(&bytes).filter(|row| matches!(row, Ok((_, rows::Change::Part(_))))).count();
+                saved.entry(key_group).or_default().push(bytes);
+            });
+            for all in saved.values_mut().filter(|_| what % 5 == 0) {
+                *all = vec![rows::merge(all.iter().map(Vec::as_slice)).unwrap()];
+            }
+            let mut back = setup.group();
+            saved.iter().for_each(|(key_group, all)| all.iter().for_each(|bytes| back.load(*key_group, bytes).unwrap()));
+            assert_eq!(back.states(), group.states());
+            if what % 7 == 0 {
+                // What comes next goes on from what was loaded.
+                back.advance(start as i64 * 50 - 500, out);
+                *group = back;
+            }
+        });
+        prop_assert!(steps.len() < 100 || parts > 0, "no parts were written");
+    }
+
+    /// Steps that are cut or changed are errors or other steps, and never a panic.
+    #[test]
+    fn any_steps_are_taken_without_a_panic(setup in setups(), steps in steps(vec![0, 1], 50, 700), noise in prop::collection::vec(any::<u8>(), 0..80)) {
+        let mut group = setup.group();
+        run(&mut group, &steps, 10, |_, _, _| {});
+        let mut back = setup.group();
+        group.save_changes(&mut |key_group, bytes| {
+            back.load(key_group, &bytes).unwrap();
+            let keys: Vec<&[u8]> = rows::read(&bytes).map(|row| row.unwrap().0).collect();
+            for key in keys {
+                let mut writer = rows::Writer::default();
+                writer.part(key, std::iter::once(&noise[..]));
+                drop(back.load(key_group, &writer.finish()));
+            }
+        });
+        run(&mut back, &steps, 10, |_, _, _| {});
     }
 
     /// Ticks process their rows in event-time order, whatever the order of batches and ports.

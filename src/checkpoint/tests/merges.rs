@@ -13,13 +13,23 @@ fn check_merges(place: &Place, limits: Limits) -> Store {
             epoch += 1;
             let (key, value) = (format!("key {}", epoch % 5), format!("value {epoch}"));
             let gone = format!("key {}", (epoch + 2) % 5);
+            // A key that is there gets its value again, or a part behind it.
+            let part = expected.keys().nth(epoch as usize % 7).cloned().filter(|known| *known != gone && *known != key);
             let changes = vec![
                 block(Kind::State, "card", 3, epoch, row(&gone, None)),
                 block(Kind::State, "card", 3, epoch, row(&key, Some(&value))),
+                block(
+                    Kind::State,
+                    "card",
+                    3,
+                    epoch,
+                    part.as_deref().map(|part| part_of(part, "+")).unwrap_or_default(),
+                ),
                 block(Kind::Outbox, "kafka \"quoted\"", 1, epoch, vec![epoch as u8]),
             ];
             expected.remove(&gone);
             expected.insert(key, value);
+            part.and_then(|part| expected.get_mut(&part)).map(|value| value.push('+'));
             // Outputs of three epochs wait.
             let committed = [(effect_name("sinks.kafka \"quoted\"", 1), epoch.saturating_sub(3))].into();
             store.publish(&Progress { committed, ..progress(epoch) }, &changes).unwrap();

@@ -1,0 +1,259 @@
+//! What leaves keyed state and comes back: rows of the keys that have changed.
+//!
+//! A state is given whole, or as what has happened to it since it was last given, a **part**, if the operator told of all of
+//! that in few bytes. Parts wait in one arena, those of a state linked from the newest to the oldest:
+//!
+//! ```text
+//! arena:  before u32 · length u32 · bytes │ before · length · bytes │ ...
+//! ```
+//!
+//! A load makes the same changes of the same states again. So that it need not make many, a state is given whole again when
+//! its parts have as many bytes as an eighth of the whole had: what lies in a checkpoint of a state is at most an eighth
+//! more than the state.
+
+use std::collections::BTreeMap;
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{CHUNK, KeyBytes, KeyedState, Place, Slot, StateError, rows};
+use crate::key::{hash, key_group};
+
+/// Of a whole state's bytes, one in so many for parts.
+const PARTS_SHARE: usize = 8;
+/// Bytes of parts that may wait; what happens beyond makes its state be given whole.
+const WAITING_MAX: usize = 256 << 20;
+/// Bytes of memory for parts that are kept for later ones.
+const KEPT_MAX: usize = 16 << 20;
+
+/// What is to be given of a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Nothing.
+    None,
+    /// All that has happened to it: where the newest of it stands in the arena.
+    Parts(u32),
+    /// All of it.
+    Whole,
+}
+
+/// The arena of parts.
+#[derive(Debug, Default)]
+pub(super) struct Happened {
+    bytes: Vec<u8>,
+}
+
+/// Bytes before those of a part: the place of the one before it, plus one, and its length.
+const HEAD: usize = 8;
+
+impl Happened {
+    /// Takes what `tell` appends, of a state to be given as `change` says, with room for so many bytes of parts. Gives how it is
+    /// to be given now.
+    pub fn add(&mut self, change: Change, room: &mut u32, tell: impl FnOnce(&mut Vec<u8>)) -> Change {
+        let before = match change {
+            Change::Whole => return Change::Whole,
+            Change::None => 0,
+            Change::Parts(at) => at + 1,
+        };
+        let start = self.bytes.len();
+        if *room == 0 || start > WAITING_MAX {
+            return Change::Whole;
+        }
+        self.bytes.extend_from_slice(&before.to_le_bytes());
+        self.bytes.extend_from_slice(&[0; HEAD - 4]);
+        tell(&mut self.bytes);
+        let length = self.bytes.len() - start - HEAD;
+        match u32::try_from(length).ok().and_then(|length| room.checked_sub(length)) {
+            Some(left) => {
+                *room = left;
+                self.bytes[start + 4..start + HEAD].copy_from_slice(&(length as u32).to_le_bytes());
+                Change::Parts(start as u32)
+            }
+            None => {
+                self.bytes.truncate(start);
+                Change::Whole
+            }
+        }
+    }
+
+    /// The parts up to the one at `newest`, oldest first.
+    fn up_to<'a>(&'a self, newest: u32, parts: &mut Vec<&'a [u8]>) {
+        parts.clear();
+        let mut next = Some(newest);
+        while let Some(at) = next {
+            let start = at as usize;
+            let number = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| self.bytes[at + byte]));
+            parts.push(&self.bytes[start + HEAD..start + HEAD + number(start + 4) as usize]);
+            next = number(start).checked_sub(1);
+        }
+        parts.reverse();
+    }
+
+    /// Forgets all parts.
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.bytes.shrink_to(KEPT_MAX);
+    }
+}
+
+/// Of a state that is given whole in so many bytes: how many bytes of parts may follow.
+fn room(whole: usize) -> u32 {
+    u32::try_from(whole / PARTS_SHARE).unwrap_or(u32::MAX)
+}
+
+impl<S: Serialize + DeserializeOwned> KeyedState<S> {
+    /// Gives what has changed since the last call, or since the start, as [`rows`] of each key group with a change, in the
+    /// order of the groups. A key that came and went in between is not mentioned.
+    pub fn save_changes(&mut self, give: &mut dyn FnMut(u16, Vec<u8>)) {
+        let mut groups: BTreeMap<u16, rows::Writer> = BTreeMap::new();
+        // Keys that are gone come first: one may have come again.
+        for (group, key) in self.removed.drain(..) {
+            groups.entry(group).or_default().remove(&key);
+        }
+        let mut parts = Vec::new();
+        for at in self.changed.drain(..) {
+            let Some(slot) = &mut self.slots[at as usize / CHUNK][at as usize % CHUNK] else { continue };
+            let (key, change) = (slot.key.as_slice(), std::mem::replace(&mut slot.change, Change::None));
+            if change == Change::None {
+                continue;
+            }
+            slot.given = true;
+            let writer = groups.entry(key_group(slot.hash)).or_default();
+            if let Change::Parts(newest) = change {
+                self.happened.up_to(newest, &mut parts);
+                writer.part(key, parts.iter().copied());
+                continue;
+            }
+            let (state, room_of) = (&slot.state, &mut slot.room);
+            writer.put(key, |bytes| {
+                encode(state, bytes);
+                *room_of = room(bytes.len());
+            });
+        }
+        self.happened.clear();
+        for (group, written) in groups {
+            give(group, written.finish());
+        }
+    }
+
+    /// Takes back rows of a key group that [`save_changes`](KeyedState::save_changes) gave; later changes over earlier ones.
+    ///
+    /// # Errors
+    /// If the bytes do not decode, or have parts.
+    pub fn load(&mut self, group: u16, bytes: &[u8]) -> Result<(), StateError> {
+        self.load_telling(group, bytes, |_| Ok(()), no_parts)
+    }
+
+    /// Like [`load`](KeyedState::load), for states whose shape depends on the operator's definition: `check` says what is
+    /// wrong with one that was saved under another definition. `happen` makes the changes of a part that
+    /// [`at_mut_telling`](KeyedState::at_mut_telling) was told.
+    ///
+    /// # Errors
+    /// If the bytes do not decode, or at the first state that does not pass the check.
+    pub fn load_telling(
+        &mut self,
+        group: u16,
+        bytes: &[u8],
+        check: impl Fn(&S) -> Result<(), String>,
+        mut happen: impl FnMut(&mut S, &[u8]) -> Result<(), String>,
+    ) -> Result<(), StateError> {
+        let corrupt = |detail| StateError::Corrupt { key_group: group, detail };
+        for row in rows::read(bytes) {
+            let (key, change) = row.map_err(corrupt)?;
+            let hash = hash(key);
+            if key_group(hash) != group {
+                return Err(corrupt("a key is of another key group".to_string()));
+            }
+            let known = self.find(hash, key);
+            match change {
+                rows::Change::Gone => {
+                    if let Some(place) = known {
+                        self.vacate(place.0);
+                    }
+                }
+                rows::Change::Whole(value) => {
+                    let state: S = postcard::from_bytes(value).map_err(|error| corrupt(error.to_string()))?;
+                    check(&state).map_err(corrupt)?;
+                    let room = room(value.len());
+                    match known {
+                        Some(place) => {
+                            let slot = self.loaded(place);
+                            (slot.state, slot.room) = (state, room);
+                        }
+                        None => drop(self.put_in(Slot {
+                            hash,
+                            key: KeyBytes::new(key),
+                            change: Change::None,
+                            given: true,
+                            room,
+                            state,
+                        })),
+                    }
+                }
+                rows::Change::Part(part) => {
+                    let place = known.ok_or_else(|| corrupt(rows::NOT_THERE.to_string()))?;
+                    let slot = self.loaded(place);
+                    happen(&mut slot.state, part).map_err(corrupt)?;
+                    slot.room = slot.room.saturating_sub(u32::try_from(part.len()).unwrap_or(u32::MAX));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A slot that is being loaded: what a checkpoint knows is no change.
+    fn loaded(&mut self, place: Place) -> &mut Slot<S> {
+        let slot = self.slots[place.0 as usize / CHUNK][place.0 as usize % CHUNK].as_mut();
+        let slot = slot.expect("a place names an occupied slot");
+        (slot.change, slot.given) = (Change::None, true);
+        slot
+    }
+}
+
+/// For states that are always given whole.
+///
+/// # Errors
+/// Always.
+pub fn no_parts<S>(_: &mut S, part: &[u8]) -> Result<(), String> {
+    rows::Change::Part(part).whole().map(|_| ())
+}
+
+/// Rows of a key group with each key's state changed by `change`, whole, and removals as they are. `happen` makes the changes
+/// of a part, which stands right behind its state.
+///
+/// # Errors
+/// If a row does not decode, or `change` refuses its state.
+pub fn change_rows<S: Serialize + DeserializeOwned>(
+    key_group: u16,
+    bytes: &[u8],
+    mut happen: impl FnMut(&mut S, &[u8]) -> Result<(), String>,
+    change: impl Fn(S) -> Result<S, String>,
+) -> Result<Vec<u8>, StateError> {
+    let corrupt = |detail| StateError::Corrupt { key_group, detail };
+    let mut changed = rows::Writer::default();
+    let mut rows = rows::read(bytes).peekable();
+    while let Some(row) = rows.next() {
+        let value = match row.map_err(corrupt)? {
+            (key, rows::Change::Gone) => {
+                changed.remove(key);
+                continue;
+            }
+            (key, rows::Change::Whole(value)) => (key, value),
+            (_, rows::Change::Part(_)) => return Err(corrupt(rows::NOT_THERE.to_string())),
+        };
+        let (key, value) = value;
+        let mut state: S = postcard::from_bytes(value).map_err(|error| corrupt(error.to_string()))?;
+        while let Some(Ok((_, rows::Change::Part(part)))) =
+            rows.next_if(|row| matches!(row, Ok((next, rows::Change::Part(_))) if *next == key))
+        {
+            happen(&mut state, part).map_err(corrupt)?;
+        }
+        let state = change(state).map_err(corrupt)?;
+        changed.put(key, |bytes| encode(&state, bytes));
+    }
+    Ok(changed.finish())
+}
+
+pub(super) fn encode<S: Serialize>(state: &S, bytes: &mut Vec<u8>) {
+    let taken = std::mem::take(bytes);
+    *bytes = postcard::to_extend(state, taken).expect("state types serialize into memory");
+}
