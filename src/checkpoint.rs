@@ -42,18 +42,22 @@ mod definitions;
 mod error;
 mod location;
 mod manifest;
+mod origin;
 pub mod report;
 pub mod savepoint;
 mod segment;
 mod start;
 mod storage;
 mod sweep;
+mod transfer;
 
 pub use definitions::{Defined, Definitions};
 pub use error::CheckpointError;
 pub use location::Location;
 pub use manifest::Base;
+pub use origin::{Origin, Standing};
 pub use storage::Place;
+pub use transfer::export;
 
 /// The format this build writes.
 pub const FORMAT: u32 = 4;
@@ -141,6 +145,8 @@ pub struct Store {
     job: String,
     topology: String,
     id: String,
+    /// The checkpoint that the job was told to go on from, if it was: see `origin.rs`.
+    origin: Option<String>,
     start: Start,
     /// The number of the newest manifest that this start knows of; 0 for none.
     sequence: u64,
@@ -209,6 +215,7 @@ impl Store {
             job: job.to_string(),
             topology: topology.to_string(),
             id: String::new(),
+            origin: None,
             start: Start { writer: new_id(), ..Start::default() },
             sequence: 0,
             segments: 0,
@@ -279,7 +286,7 @@ impl Store {
         let open = self.open.iter().map(Appender::summary);
         let segments = self.closed.iter().cloned().chain(open).collect();
         let job = (&*self.job, &*self.id, &*self.topology);
-        let manifest = Manifest::new(job, progress, self.base.clone(), segments);
+        let manifest = Manifest::new(job, progress, self.base.clone(), segments).from_origin(self.origin.clone());
         // An earlier try may have come through although it seemed to fail. It is one more checkpoint, and this is the next.
         for _ in 0..TRIES {
             let sequence = self.sequence + 1;

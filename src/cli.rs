@@ -10,6 +10,7 @@ use crate::change::Refused;
 use crate::checkpoint::CheckpointError;
 use crate::models::ModelError;
 use crate::plan::Plan;
+use crate::runtime::repeats::Repeats;
 use crate::sinks::SinkError;
 use crate::sources::SourceError;
 use crate::topology::Topology;
@@ -137,7 +138,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(SinkError::TakenOver { .. }) = cause.downcast_ref() {
         return Some(4);
     }
-    if cause.is::<Refused>() {
+    if cause.is::<Refused>() || cause.is::<Repeats>() {
         return Some(5);
     }
     if let Some(error) = cause.downcast_ref::<CheckpointError>() {

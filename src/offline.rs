@@ -69,6 +69,28 @@ pub fn check_columns(table: &str, stream: &arrow::datatypes::Schema) -> Result<(
     columns::stored_schema(table, stream).map(drop)
 }
 
+/// The newest epoch of `job` that table `name` has; `None` before the first, or if there is no table. Relative paths start
+/// from `folder`.
+///
+/// # Errors
+/// If the table's log can't be read.
+pub fn committed_epoch(
+    job: &str,
+    name: &str,
+    table: &TableKind,
+    folder: &std::path::Path,
+) -> Result<Option<u64>, OfflineError> {
+    let TableKind::Delta(delta) = table;
+    let path = folder.join(&delta.path);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| OfflineError::Table {
+        table: name.to_owned(),
+        doing: "start a runtime",
+        detail: error.to_string(),
+    })?;
+    runtime.block_on(delta::committed_epoch(job, name, &path))
+}
+
 /// What a start of the job finds of an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begin {

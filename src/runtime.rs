@@ -17,6 +17,7 @@ pub mod lanes;
 pub mod ledger;
 pub mod meter;
 pub mod output;
+pub mod repeats;
 pub mod report;
 pub mod route;
 pub mod seeds;

@@ -185,6 +185,8 @@ pub struct Commits {
     pub known: u64,
     /// Records of decided epochs that may not be committed, in order.
     pub pending: Vec<(u64, Records)>,
+    /// Whether they may be written although it can't be told whether they are there.
+    pub may_repeat: bool,
 }
 
 /// A sink that can be opened.

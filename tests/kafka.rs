@@ -31,6 +31,7 @@ mod mixed;
 mod outage;
 mod own_broker;
 mod replayed;
+mod savepoint;
 mod secure;
 mod service;
 mod sink;

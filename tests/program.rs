@@ -89,11 +89,16 @@ impl Drop for Running {
     }
 }
 
-/// A Python script of the tests, to be started with what it needs installed.
-pub fn python(script: &str) -> Command {
+/// Python with what the scripts of the tests need installed.
+pub fn interpreter() -> Command {
     let requirements = root().join("tests/python/requirements.txt");
     let interpreter = said(Command::new(root().join("deploy/python.sh")).arg(requirements));
-    let mut command = Command::new(interpreter.trim());
+    Command::new(interpreter.trim())
+}
+
+/// A Python script of the tests, to be started.
+pub fn python(script: &str) -> Command {
+    let mut command = interpreter();
     command.arg(root().join("tests/python").join(script));
     command
 }

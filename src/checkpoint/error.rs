@@ -65,6 +65,12 @@ pub enum CheckpointError {
         /// The format.
         found: u32,
     },
+    /// Something is there already.
+    #[error("{place}: there is a job's state already; choose a place that is empty")]
+    NotEmpty {
+        /// The place.
+        place: String,
+    },
     /// Another copy has taken over.
     #[error(
         "{path}: another copy of this job has taken over; this one ends. Run only one, or give them different states"

@@ -53,8 +53,11 @@ pub(super) struct Manifest {
     pub writer: String,
     /// The number of that start's first manifest.
     pub first: u64,
+    /// The checkpoint that the job was last told to go on from, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
     /// By source.
-    positions: BTreeMap<String, Vec<Position>>,
+    pub positions: BTreeMap<String, Vec<Position>>,
     /// By source.
     event_times: BTreeMap<String, Vec<Newest>>,
     sinks: BTreeMap<String, u64>,
@@ -68,7 +71,7 @@ pub(super) struct Manifest {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Position {
+pub(super) struct Position {
     topic: String,
     partition: i32,
     next: i64,
@@ -139,6 +142,7 @@ impl Manifest {
             generation: 0,
             writer: String::new(),
             first: 0,
+            origin: None,
             positions: positions.map(|(name, of)| (name.clone(), of.0.iter().map(position).collect())).collect(),
             event_times: event_times.map(|(name, of)| (name.clone(), of.iter().map(newest).collect())).collect(),
             sinks: progress.sinks.clone(),
@@ -159,6 +163,11 @@ impl Manifest {
     /// The same, as one of another start.
     pub fn of_generation(self, generation: u64) -> Manifest {
         Manifest { generation, ..self }
+    }
+
+    /// The same, of a job that was told to go on from some checkpoint.
+    pub fn from_origin(self, origin: Option<String>) -> Manifest {
+        Manifest { origin, ..self }
     }
 
     /// The segments that it names, the base first.

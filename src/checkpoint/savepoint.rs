@@ -76,6 +76,14 @@ pub enum SavepointError {
         /// Those that there are.
         there: Vec<String>,
     },
+    /// A folder or bucket that can't be one.
+    #[error("`{told}` is no savepoint and no place of one: {detail}")]
+    NoPlace {
+        /// What was said.
+        told: String,
+        /// What is wrong with it.
+        detail: String,
+    },
     /// The job was faster again and again.
     #[error("the job made checkpoints faster than one could be saved; try again")]
     Outrun,
@@ -118,6 +126,15 @@ fn key(name: &str) -> String {
 /// # Errors
 /// If there is none, the name is taken or can't be one, or the storage refuses.
 pub fn save(place: &Place, name: &str) -> Result<Listed, SavepointError> {
+    save_newest(place, name, |newest| Manifest::read(&*place.0, newest))
+}
+
+/// Keeps the newest checkpoint, of which `read` reads the manifest: `None` if it has gone meanwhile.
+pub(super) fn save_newest(
+    place: &Place,
+    name: &str,
+    mut read: impl FnMut(u64) -> Result<Option<Manifest>, CheckpointError>,
+) -> Result<Listed, SavepointError> {
     check_name(name)?;
     let storage = &*place.0;
     let there = names(storage)?;
@@ -125,10 +142,9 @@ pub fn save(place: &Place, name: &str) -> Result<Listed, SavepointError> {
         return Err(SavepointError::TooMany);
     }
     for _ in 0..TRIES {
-        let newest = sequences(storage)?.pop().map(|newest| Manifest::read(storage, newest)).transpose()?;
-        let Some(manifest) = newest else { return Err(SavepointError::Nothing { place: place.name() }) };
-        // The newest was removed meanwhile.
-        let Some(manifest) = manifest else { continue };
+        let newest = sequences(storage)?.pop();
+        let Some(newest) = newest else { return Err(SavepointError::Nothing { place: place.name() }) };
+        let Some(manifest) = read(newest)? else { continue };
         if manifest.epoch == 0 {
             return Err(SavepointError::Nothing { place: place.name() });
         }

@@ -134,7 +134,8 @@ impl Store {
         self.kept = before.iter().chain([&manifest]).map(|manifest| Kept::of(manifest, true)).collect();
         self.sequence = manifest.sequence;
         (self.start.first, self.start.generation) = (manifest.sequence, manifest.generation);
-        (self.id, self.base, self.closed) = (manifest.id, manifest.base, manifest.segments);
+        (self.id, self.origin) = (manifest.id, manifest.origin);
+        (self.base, self.closed) = (manifest.base, manifest.segments);
         self.looked = Instant::now();
         Ok(is_loaded)
     }

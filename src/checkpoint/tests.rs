@@ -11,6 +11,7 @@ use super::*;
 mod faults;
 mod folder;
 mod merges;
+mod origins;
 mod savepoints;
 mod takeover;
 
@@ -37,7 +38,8 @@ fn is_folder(place: &Place) -> bool {
 }
 
 fn progress(epoch: u64) -> Progress {
-    let positions = Positions([(("flights.jsonl".to_string(), 0), 42), (("trips".to_string(), 3), -1)].into());
+    let positions =
+        Positions([(("flights.jsonl".to_string(), 0), epoch as i64), (("trips".to_string(), 3), -1)].into());
     Progress {
         epoch,
         positions: [("flights".to_string(), positions)].into(),

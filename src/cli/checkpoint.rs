@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use super::{Run, print, print_json};
 use crate::checkpoint::report::{self, Contents, Listed, Which};
 use crate::checkpoint::savepoint::{self, SavepointError};
-use crate::checkpoint::{CheckpointError, Place};
+use crate::checkpoint::{CheckpointError, Place, export};
 use crate::topology::Engine;
 
 /// Lists, inspects and verifies the checkpoints of a job, and keeps some as savepoints.
@@ -28,6 +28,9 @@ enum What {
     Verify(One),
     /// Keeps the newest checkpoint under a name, until it is deleted: a savepoint.
     Save(Named),
+    /// Copies a checkpoint with all that it needs to another folder or bucket, and holds every byte against its checksum on
+    /// the way. A job starts from there with `--from`, or has it as `engine.state`.
+    Export(Export),
     /// Deletes a savepoint. The job removes what only it needed.
     Delete(Named),
 }
@@ -54,6 +57,14 @@ struct One {
 }
 
 #[derive(Debug, Args)]
+struct Export {
+    #[command(flatten)]
+    one: One,
+    /// A folder, or `s3://bucket/prefix`, where no job's state is yet.
+    to: String,
+}
+
+#[derive(Debug, Args)]
 struct Named {
     #[command(flatten)]
     at: Where,
@@ -67,6 +78,7 @@ impl Run for Checkpoint {
             What::List(at) => at.list()?,
             What::Inspect(one) => one.inspect()?,
             What::Verify(one) => one.verify()?,
+            What::Export(export) => export.export()?,
             What::Save(named) => named.save()?,
             What::Delete(named) => named.delete()?,
         }
@@ -79,12 +91,24 @@ impl Where {
         if self.path.is_dir() {
             return Ok(Place::folder(&self.path));
         }
-        if self.path.starts_with("s3:") {
+        if self.is_url() {
             let state = self.path.to_string_lossy().into_owned();
             return Ok(Place::of(&Engine { state, ..Engine::default() }, Path::new(""))?);
         }
         let (topology, folder) = super::load(&self.path)?;
         Ok(Place::of(&topology.engine, &folder)?)
+    }
+
+    fn is_url(&self) -> bool {
+        self.path.starts_with("s3:")
+    }
+
+    /// How stores are reached: as the topology says, if it is one.
+    fn engine(&self) -> anyhow::Result<Engine> {
+        match self.path.is_dir() || self.is_url() {
+            true => Ok(Engine::default()),
+            false => Ok(super::load(&self.path)?.0.engine),
+        }
     }
 
     fn list(&self) -> anyhow::Result<()> {
@@ -127,6 +151,16 @@ impl One {
     fn verify(&self) -> anyhow::Result<()> {
         let Contents { listed, .. } = self.contents()?;
         self.at.say(&listed, || format!("whole: {}", line(&listed)))
+    }
+}
+
+impl Export {
+    fn export(&self) -> anyhow::Result<()> {
+        let Export { one, to } = self;
+        let (from, which) = (one.at.place()?, one.which());
+        let target = Place::of(&Engine { state: to.clone(), ..one.at.engine()? }, Path::new(""))?;
+        let Some(exported) = export(&from, which, &target)? else { return Err(missing(&from, which)?) };
+        one.at.say(&exported, || format!("exported to {}: {}", target.name(), line(&exported)))
     }
 }
 

@@ -16,6 +16,7 @@ use crate::metrics::Exporter;
 use crate::plan::Plan;
 use crate::replay::Pace;
 use crate::runtime::job::{Job, Mode};
+use crate::runtime::repeats::Wanted;
 use crate::runtime::report::{self, Reporter};
 use crate::summary::Summary;
 use crate::topology::Topology;
@@ -50,7 +51,21 @@ pub struct RunArgs {
     /// The topology file.
     file: PathBuf,
     #[command(flatten)]
+    live: Live,
+}
+
+/// What `run` needs besides a topology.
+#[derive(Debug, Args)]
+pub struct Live {
+    #[command(flatten)]
     common: Common,
+    /// Goes on from a savepoint of this name, or from the newest checkpoint in a folder (`./folder`) or at
+    /// `s3://bucket/prefix`, instead of from the job's newest checkpoint. A job that has been started from there once goes on.
+    #[arg(long, value_name = "SAVEPOINT")]
+    from: Option<String>,
+    /// Lets a start write outputs again that are in topics and tables already: those since the savepoint.
+    #[arg(long)]
+    allow_repeat: bool,
 }
 
 /// Runs a topology on the history of its sources, in event-time order, without a broker.
@@ -78,7 +93,7 @@ pub struct Replay {
 impl super::Run for RunArgs {
     fn run(self) -> anyhow::Result<ExitCode> {
         let (topology, folder) = super::load(&self.file)?;
-        run(topology, folder, &self.common)
+        run(topology, folder, &self.live)
     }
 }
 
@@ -99,7 +114,7 @@ struct Holder {
 #[derive(Debug, Subcommand)]
 enum Held {
     /// Runs the topology until it is stopped (SIGTERM, SIGINT) or its input ends.
-    Run(Common),
+    Run(Live),
     /// Runs the topology on the history of its sources, in event-time order, without a broker.
     Replay(Replay),
 }
@@ -116,9 +131,11 @@ pub fn run_built(topology: Topology, folder: &Path) -> anyhow::Result<ExitCode> 
     }
 }
 
-fn run(topology: Topology, folder: PathBuf, options: &Common) -> anyhow::Result<ExitCode> {
+fn run(topology: Topology, folder: PathBuf, options: &Live) -> anyhow::Result<ExitCode> {
+    let Live { common, from, allow_repeat } = options;
     let mode = if topology.is_bounded() { Mode::Bounded(Pace::Fastest) } else { Mode::Live };
-    drive(topology, folder, mode, options)
+    let wanted = Wanted { from: from.clone(), allow_repeat: *allow_repeat, allow_drop: common.allow_drop.clone() };
+    drive(topology, folder, mode, common, &wanted)
 }
 
 fn replay(topology: Topology, folder: PathBuf, options: &Replay) -> anyhow::Result<ExitCode> {
@@ -129,7 +146,8 @@ fn replay(topology: Topology, folder: PathBuf, options: &Replay) -> anyhow::Resu
     std::fs::create_dir_all(&out)
         .with_context(|| format!("{} can't be the folder for the output (--out)", out.display()))?;
     let pace = options.speed.map_or(Pace::Fastest, Pace::Lapse);
-    drive(topology.on_history(&out), folder, Mode::Bounded(pace), &options.common)
+    let wanted = Wanted { allow_drop: options.common.allow_drop.clone(), ..Wanted::default() };
+    drive(topology.on_history(&out), folder, Mode::Bounded(pace), &options.common, &wanted)
 }
 
 /// Removes what an earlier replay wrote: its state, its outputs, its tables, and nothing else.
@@ -143,7 +161,13 @@ fn remove_output(out: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn drive(mut topology: Topology, folder: PathBuf, mode: Mode, args: &Common) -> anyhow::Result<ExitCode> {
+fn drive(
+    mut topology: Topology,
+    folder: PathBuf,
+    mode: Mode,
+    args: &Common,
+    wanted: &Wanted,
+) -> anyhow::Result<ExitCode> {
     if let Some(workers) = args.workers {
         topology.engine.workers = workers;
     }
@@ -167,7 +191,7 @@ fn drive(mut topology: Topology, folder: PathBuf, mode: Mode, args: &Common) -> 
     let exporter = crate::metrics::install();
     let health = Arc::new(report::health(&plan));
     let mut reporter = Reporter::new(&plan, exporter.clone());
-    let mut job = Job::start(plan.clone(), mode, &args.allow_drop)?;
+    let mut job = Job::start(plan.clone(), mode, wanted)?;
     signals.started();
     let _server = serve(&plan, &job, &health, exporter)?;
     (0..plan.models.len()).for_each(|model| health.set_loaded(model));

@@ -39,7 +39,7 @@ pub(super) async fn save(
 
 fn status(error: &SavepointError) -> StatusCode {
     match error {
-        SavepointError::Name { .. } => StatusCode::BAD_REQUEST,
+        SavepointError::Name { .. } | SavepointError::NoPlace { .. } => StatusCode::BAD_REQUEST,
         SavepointError::Taken { .. } | SavepointError::TooMany | SavepointError::Nothing { .. } => StatusCode::CONFLICT,
         SavepointError::Missing { .. } => StatusCode::NOT_FOUND,
         SavepointError::Outrun => StatusCode::SERVICE_UNAVAILABLE,

@@ -126,12 +126,8 @@ impl Store {
         let feed = Feed::new(&open.schema, open.origins);
         let wanted = columns::stored_schema(&name, &feed.schema)?;
         writable(&name, &open.path)?;
-        let path = open.path.to_string_lossy();
         let failed = failing(&name, "open the table");
-        let mut table = ensure_table_uri(&*path)
-            .and_then(DeltaTableBuilder::from_url)
-            .and_then(DeltaTableBuilder::build)
-            .map_err(failed)?;
+        let mut table = at(&open.path).map_err(failed)?;
         if table.verify_deltatable_existence().await.map_err(failed)? {
             table.load().await.map_err(failed)?;
             table = begin::reconcile_columns(&name, table, &wanted).await?;
@@ -166,11 +162,7 @@ impl Store {
     /// # Errors
     /// If the log can't be read.
     pub async fn committed_epoch(&self) -> Result<Option<u64>, OfflineError> {
-        let failed = failing(&self.name, "read the table's log");
-        let state = self.table.snapshot().map_err(failed)?;
-        let app = app_id(&self.job, &self.name);
-        let seen = state.transaction_version(&*self.table.log_store(), &app).await.map_err(failed)?;
-        Ok(seen.and_then(|epoch| u64::try_from(epoch).ok()))
+        seen(&self.table, &self.job, &self.name).await
     }
 
     /// Rows come from another feed from now on; gives the one before.
@@ -252,6 +244,33 @@ impl Store {
         failpoint::reached(Point::TableCommitted);
         Ok(Committed::Rows { rows: contents.rows, files: file_count, conflicts: done.metrics.num_retries })
     }
+}
+
+/// The table in a folder, not read yet.
+fn at(path: &Path) -> Result<DeltaTable, DeltaTableError> {
+    ensure_table_uri(&*path.to_string_lossy()).and_then(DeltaTableBuilder::from_url).and_then(DeltaTableBuilder::build)
+}
+
+/// The newest epoch of a job that a table in a folder has; `None` if there is none.
+pub(super) async fn committed_epoch(job: &str, name: &str, path: &Path) -> Result<Option<u64>, OfflineError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let failed = failing(name, "read the table's log");
+    let mut table = at(path).map_err(failed)?;
+    if !table.verify_deltatable_existence().await.map_err(failed)? {
+        return Ok(None);
+    }
+    table.load().await.map_err(failed)?;
+    seen(&table, job, name).await
+}
+
+/// The newest epoch of a job that a loaded table has.
+async fn seen(table: &DeltaTable, job: &str, name: &str) -> Result<Option<u64>, OfflineError> {
+    let failed = failing(name, "read the table's log");
+    let state = table.snapshot().map_err(failed)?;
+    let seen = state.transaction_version(&*table.log_store(), app_id(job, name)).await.map_err(failed)?;
+    Ok(seen.and_then(|epoch| u64::try_from(epoch).ok()))
 }
 
 /// The id of the application transaction that tells how far a job's rows are in a table.

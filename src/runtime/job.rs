@@ -26,6 +26,7 @@ use super::connect::Context;
 use super::crew::{Common, Crew};
 use super::lanes::Lanes;
 use super::ledger::{Ledger, Word};
+use super::repeats::Wanted;
 use super::seeds::Opening;
 use super::shared::Watermarks;
 use super::take_up::{TakenUp, take_up};
@@ -67,17 +68,16 @@ pub struct Job {
 }
 
 impl Job {
-    /// Starts a job, going on from its newest checkpoint if there is one. `allowed` nodes may lose what it has of them, if the
-    /// plan asks for it.
+    /// Starts a job, going on from the checkpoint that is `wanted`, if there is one.
     ///
     /// # Errors
-    /// If the checkpoint can't be taken up, the plan would lose something of it, a sink, model or table can't be opened, or
-    /// a source refuses to start.
-    pub fn start(plan: Arc<Plan>, mode: Mode, allowed: &[String]) -> anyhow::Result<Job> {
+    /// If the checkpoint can't be taken up, something of it would be lost or outputs repeated, a sink, model or table can't be
+    /// opened, or a source refuses to start.
+    pub fn start(plan: Arc<Plan>, mode: Mode, wanted: &Wanted) -> anyhow::Result<Job> {
         let place = Place::of(&plan.engine, &plan.folder)?;
         let store = Store::open(&place, &plan.name, &plan.hash);
         let mut store = store.context("take the place of the state (`engine.state`)")?;
-        let TakenUp { checkpoint, made, began } = take_up(&mut store, &plan, mode != Mode::Live, allowed)?;
+        let TakenUp { checkpoint, made, began } = take_up(&mut store, &plan, mode != Mode::Live, wanted)?;
         if made.is_none() {
             store.merge_loaded(&checkpoint);
         }
@@ -96,8 +96,15 @@ impl Job {
             participants += 1;
             Ledger::new(participants - 1, first_epoch - 1, words.clone())
         };
-        let opening =
-            Opening { plan: &plan, from: &checkpoint, began, board: &board, id: store.id().to_string(), first_epoch };
+        let opening = Opening {
+            plan: &plan,
+            from: &checkpoint,
+            began,
+            board: &board,
+            id: store.id().to_string(),
+            first_epoch,
+            may_repeat: wanted.allow_repeat,
+        };
         let mut lanes = Lanes::start(&opening, begin(mode, &checkpoint), &mut ledgers)?;
         let (senders, inboxes) = inboxes(workers, plan.sources().count());
         let seeds = opening.seeds(&mut lanes, inboxes)?;

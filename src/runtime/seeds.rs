@@ -38,6 +38,8 @@ pub struct Opening<'a> {
     pub id: String,
     /// The first epoch of this run.
     pub first_epoch: u64,
+    /// Whether outputs may be written that are there already.
+    pub may_repeat: bool,
 }
 
 /// The writers of a sink, and their places in the table of durable epochs.
@@ -168,6 +170,7 @@ impl Opening<'_> {
                 decided: self.board.decided.clone(),
                 known: progress.committed.get(&effect_name(&sink.path(), worker as u16)).copied().unwrap_or(0),
                 pending,
+                may_repeat: self.may_repeat,
             },
         };
         Ok(sink.kind.target().open(open)?)

@@ -1,7 +1,8 @@
-//! What a start takes up of the newest checkpoint: what the plan still has, as [`crate::change`] says.
+//! What a start takes up of a checkpoint, the newest or the one it is told: what the plan still has, as [`crate::change`] says.
 
 use std::collections::BTreeSet;
 
+use super::repeats::Wanted;
 use crate::change::{self, Change};
 use crate::checkpoint::{Block, Checkpoint, Definitions, Progress, Store};
 use crate::failpoint::{self, Point};
@@ -17,23 +18,42 @@ pub struct TakenUp {
     pub began: BTreeSet<String>,
 }
 
-/// Reads the newest checkpoint and leaves of it what `plan` goes on with; `allowed` nodes may lose what it has of them.
+/// Reads the checkpoint that is `wanted` and leaves of it what `plan` goes on with.
 ///
 /// # Errors
-/// If the checkpoint is damaged, or something would be lost.
-pub fn take_up(store: &mut Store, plan: &Plan, bounded: bool, allowed: &[String]) -> anyhow::Result<TakenUp> {
+/// If the checkpoint is damaged, or something would be lost or repeated.
+pub fn take_up(store: &mut Store, plan: &Plan, bounded: bool, wanted: &Wanted) -> anyhow::Result<TakenUp> {
+    let origin = wanted.origin(plan)?;
     loop {
-        let taken_up = compare(store, plan, bounded, allowed)?;
+        let back = match &origin {
+            Some(origin) => wanted.epoch(origin, store, plan)?.map(|epoch| (origin, epoch)),
+            None => None,
+        };
+        let loaded = match back {
+            Some((origin, epoch)) => {
+                let mut checkpoint = origin.checkpoint()?;
+                checkpoint.progress.epoch = epoch;
+                Some(checkpoint)
+            }
+            None => store.load()?,
+        };
+        failpoint::reached(Point::StateLoaded);
+        let mut taken_up = compare(loaded, plan, bounded, &wanted.allow_drop)?;
         // Not before it is clear that the plan may go on: a copy that runs would have ended for nothing.
-        if store.take_over()? {
-            return Ok(taken_up);
+        if !store.take_over()? {
+            continue;
         }
+        if let Some((origin, _)) = back {
+            store.go_back(origin)?;
+            // Before anything outside is told of its epoch.
+            let made = taken_up.made.take().unwrap_or_default();
+            store.publish(&taken_up.checkpoint.progress, &made)?;
+        }
+        return Ok(taken_up);
     }
 }
 
-fn compare(store: &mut Store, plan: &Plan, bounded: bool, allowed: &[String]) -> anyhow::Result<TakenUp> {
-    let loaded = store.load()?;
-    failpoint::reached(Point::StateLoaded);
+fn compare(loaded: Option<Checkpoint>, plan: &Plan, bounded: bool, allowed: &[String]) -> anyhow::Result<TakenUp> {
     let Some(mut checkpoint) = loaded else {
         let definitions = change::defined(&Definitions::new(), plan, 0);
         let progress = Progress { definitions, ..Progress::default() };

@@ -108,6 +108,18 @@ impl KafkaSink {
     }
 }
 
+impl KafkaSink {
+    /// The newest epoch that a writer of sink `name` of `job` has committed, and the life of the job that it says it was;
+    /// `None` if it never has, or so long ago that the brokers have forgotten it. A writer that is at work is not disturbed,
+    /// and may commit more at once.
+    ///
+    /// # Errors
+    /// If the brokers refuse or do not answer.
+    pub fn committed(&self, job: &str, name: &str, worker: usize) -> Result<Option<(u64, String)>, SinkError> {
+        marker::look(self, job, name, worker)
+    }
+}
+
 impl SinkTarget for KafkaSink {
     /// Opens a worker's writer. An `at_least_once` writer is opened even if no broker answers: it takes what its queue
     /// holds, then nothing until a broker is there. An `exactly_once` writer needs the brokers: it ends what an earlier run

@@ -111,12 +111,17 @@ pub fn address(running: &mut Running) -> String {
 
 /// The body of `GET path`.
 pub fn get(address: &str, path: &str) -> String {
+    ask_for(address, "GET", path, 200)
+}
+
+/// The body of the answer to a request without one, which must have this status.
+pub fn ask_for(address: &str, method: &str, path: &str, status: u16) -> String {
     let mut connection = TcpStream::connect(address).unwrap();
-    write!(connection, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    write!(connection, "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     connection.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
     body.to_owned()
 }
 

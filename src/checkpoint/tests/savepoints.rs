@@ -10,7 +10,7 @@ fn saved(place: &Place, name: &str) -> Checkpoint {
 }
 
 /// Publishes epochs, with merges and new segments all the time.
-fn go_on(store: &mut Store, epochs: std::ops::Range<u64>) {
+pub fn go_on(store: &mut Store, epochs: std::ops::Range<u64>) {
     store.limits = Limits { changes_bytes: 300, files: 3, segment_bytes: 200 };
     for epoch in epochs {
         store.publish(&progress(epoch), &blocks(epoch)).unwrap();
@@ -23,7 +23,7 @@ fn go_on(store: &mut Store, epochs: std::ops::Range<u64>) {
 }
 
 /// Waits until there are no more than `most` segments: some storage removes in its own time.
-fn check_segments(place: &Place, most: usize) {
+pub fn check_segments(place: &Place, most: usize) {
     let segments = || files(place).iter().filter(|name| name.ends_with(".seg")).count();
     let deadline = Instant::now() + Duration::from_secs(20);
     while segments() > most && Instant::now() < deadline {
@@ -115,6 +115,31 @@ fn a_name_is_taken_once_and_found_again() {
 /// The job removes what a checkpoint needs between the moment it is read and the moment it is saved.
 #[test]
 fn a_checkpoint_that_is_swept_meanwhile_is_not_the_one_that_is_saved() {
+    let places = faults::memories(faults::Faults::default(), 2);
+    let mut running = store(&places[0]);
+    go_on(&mut running, 2..10);
+    let mut tries = 0;
+    let read = |newest| {
+        let manifest = Manifest::read(&*places[1].0, newest)?;
+        tries += 1;
+        if tries == 1 {
+            go_on(&mut running, 10..30);
+            let needed = manifest.iter().flat_map(Manifest::files);
+            let is_gone = |file: &String| places[1].0.read(&segment::key(file)).unwrap().is_none();
+            let needed: Vec<String> = needed.collect();
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !needed.iter().any(is_gone) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(manifest)
+    };
+    assert_eq!(savepoint::save_newest(&places[1], "a", read).unwrap().epoch, 29);
+    assert_eq!(saved(&places[1], "a").progress, progress(29));
+}
+
+#[test]
+fn savepoints_of_a_job_that_runs_are_whole() {
     let places = faults::memories(faults::Faults::default(), 2);
     let mut running = store(&places[0]);
     go_on(&mut running, 2..10);

@@ -25,9 +25,34 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// The partition under which the marker stands: one that every topic has.
 const PARTITION: i32 = 0;
 
-/// The group that holds a writer's marker.
-pub(super) fn group(open: &Open) -> String {
-    format!("{}.{}.{}.commits", open.job, open.name, open.worker)
+/// The group that holds the marker of a sink's writer.
+pub(super) fn group(job: &str, sink: &str, worker: usize) -> String {
+    format!("{job}.{sink}.{worker}.commits")
+}
+
+/// What a marker says: the newest committed epoch and the life of the job. `None` if there is none.
+pub(super) fn look(sink: &KafkaSink, job: &str, name: &str, worker: usize) -> Result<Option<(u64, String)>, SinkError> {
+    ask(sink, &group(job, name, worker), name).map(|(_, said)| said)
+}
+
+/// Asks for the marker in a group.
+fn ask(sink: &KafkaSink, group: &str, name: &str) -> Result<(ConsumerGroupMetadata, Option<(u64, String)>), SinkError> {
+    let fail = |detail: String| SinkError::Kafka { name: name.to_string(), detail };
+    let config =
+        kafka::consumer(&sink.brokers, group, &sink.options.common()).map_err(|error| fail(error.to_string()))?;
+    let context = Context::new(format!("marker of sink {name}"));
+    let consumer: BaseConsumer<Context> =
+        config.create_with_context(context).map_err(|error| fail(error.to_string()))?;
+    let metadata = consumer.group_metadata().ok_or_else(|| fail("a consumer without a group".to_string()))?;
+    let found = committed(&consumer, &sink.topic).map_err(|error| {
+        let why = kafka::explain(&error, &sink.brokers, kafka::trouble(&consumer));
+        fail(format!("read the marker of group `{group}`: {why}"))
+    })?;
+    let said = found.elements().iter().find_map(|element| match element.offset() {
+        Offset::Offset(epoch) => u64::try_from(epoch).ok().map(|epoch| (epoch, element.metadata().to_string())),
+        _ => None,
+    });
+    Ok((metadata, said))
 }
 
 /// A writer's marker.
@@ -44,24 +69,10 @@ impl Marker {
     /// The writer's transactional ids must have been fenced before, or a transaction of an earlier run might still be
     /// committed after the marker was read.
     pub fn find(sink: &KafkaSink, open: &Open) -> Result<(Marker, Option<u64>), SinkError> {
-        let group = group(open);
-        let fail = |detail: String| SinkError::Kafka { name: open.name.clone(), detail };
-        let config =
-            kafka::consumer(&sink.brokers, &group, &sink.options.common()).map_err(|error| fail(error.to_string()))?;
-        let context = Context::new(format!("marker of sink {}", open.name));
-        let consumer: BaseConsumer<Context> =
-            config.create_with_context(context).map_err(|error| fail(error.to_string()))?;
-        let metadata = consumer.group_metadata().ok_or_else(|| fail("a consumer without a group".to_string()))?;
-        let found = committed(&consumer, &sink.topic).map_err(|error| {
-            let why = kafka::explain(&error, &sink.brokers, kafka::trouble(&consumer));
-            fail(format!("read the marker of group `{group}`: {why}"))
-        })?;
-        let epoch = found.elements().iter().find_map(|element| match element.offset() {
-            Offset::Offset(epoch) if element.metadata() == open.commits.id => u64::try_from(epoch).ok(),
-            _ => None,
-        });
-        let marker = Marker { group: metadata, topic: sink.topic.clone(), id: open.commits.id.clone() };
-        Ok((marker, epoch))
+        let group = group(&open.job, &open.name, open.worker);
+        let (group, said) = ask(sink, &group, &open.name)?;
+        let epoch = said.filter(|(_, life)| *life == open.commits.id).map(|(epoch, _)| epoch);
+        Ok((Marker { group, topic: sink.topic.clone(), id: open.commits.id.clone() }, epoch))
     }
 
     /// The offsets that say that everything up to `epoch` is committed.

@@ -327,12 +327,13 @@ fn fence(topic: &Topic, id: &str) -> Result<(), SinkError> {
 /// `tests/commit_model.rs`.
 fn redo(topic: &Topic, marker: &Marker, open: &Open, found: Option<u64>) -> Result<(), SinkError> {
     let commits = &open.commits;
-    if found.is_none() && commits.known > 0 && !commits.pending.is_empty() {
+    if found.is_none() && commits.known > 0 && !commits.pending.is_empty() && !commits.may_repeat {
         let detail = format!(
             "the marker of group `{}` is gone (brokers forget it some days after the last commit), and the \
              checkpoint knows only that epoch {} was committed: whether the epochs up to {} are in topic `{}` can't be told. \
-             Look for header `epoch` in its newest records; then start anew with `--fresh`",
-            super::marker::group(open),
+             Look for header `epoch` in its newest records; then start anew with `--fresh`, or with `--allow-repeat` have \
+             them written, maybe again",
+            super::marker::group(&open.job, &open.name, open.worker),
             commits.known,
             commits.pending.last().map_or(0, |(epoch, _)| *epoch),
             topic.topic,

@@ -1,0 +1,154 @@
+//! A start that goes back: what would be written again, and that nobody does so by mistake.
+//!
+//! | where outputs go | after going back to epoch 20 of 45 |
+//! |---|---|
+//! | Kafka topics | what epochs 21 to 45 wrote stays, and is made again, with the same ids |
+//! | Delta tables | the same |
+//! | files | are cut back to epoch 20, so that nothing stands twice |
+//! | served features, detectors, outcomes | are as they were at epoch 20 |
+
+use std::fmt;
+
+use crate::checkpoint::{Origin, Place, Standing, Store};
+use crate::offline;
+use crate::plan::Plan;
+use crate::sinks::SinkKind;
+
+/// Where a start goes on, if not from its newest checkpoint.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// A savepoint's name, or the place of a checkpoint.
+    pub from: Option<String>,
+    /// Whether outputs may be written that are there already.
+    pub allow_repeat: bool,
+    /// Nodes that may lose what the checkpoint has of them.
+    pub allow_drop: Vec<String>,
+}
+
+impl Wanted {
+    /// The checkpoint that is wanted instead of the newest one.
+    ///
+    /// # Errors
+    /// If it is not there, or can't be read.
+    pub fn origin(&self, plan: &Plan) -> anyhow::Result<Option<Origin>> {
+        let Some(from) = &self.from else { return Ok(None) };
+        let own = Place::of(&plan.engine, &plan.folder)?;
+        Ok(Some(Origin::find(&own, from, &plan.engine.s3, &plan.name)?))
+    }
+
+    /// The epoch as which a job goes on from another checkpoint: none that its outputs have seen is behind it. `None` if it
+    /// goes on from its newest one.
+    ///
+    /// # Errors
+    /// If outputs would be repeated that must not be, or a store, a broker or a table can't be asked.
+    pub fn epoch(&self, origin: &Origin, store: &mut Store, plan: &Plan) -> anyhow::Result<Option<u64>> {
+        let at = origin.epoch();
+        let seen = match store.standing(origin)? {
+            Standing::There => {
+                tracing::info!(from = origin.told(), "the job is there, or has been started from there: it goes on");
+                return Ok(None);
+            }
+            Standing::Elsewhere { epoch, same_life: true } if origin.is_own() => Seen { epoch, another_life: false },
+            Standing::Elsewhere { epoch, same_life } => {
+                let seen = Seen { epoch, another_life: !same_life };
+                seen.and(Seen::outside(origin, plan)?)
+            }
+            Standing::Nowhere => Seen::outside(origin, plan)?,
+        };
+        let repeats = seen.epoch > at || seen.another_life;
+        if repeats && !self.allow_repeat {
+            return Err(Repeats::of(origin, seen, plan).into());
+        }
+        if repeats {
+            tracing::warn!(
+                from = origin.told(),
+                epoch = at,
+                was = seen.epoch,
+                "going back: outputs since are repeated"
+            );
+        } else {
+            tracing::info!(from = origin.told(), epoch = at, "going on from there");
+        }
+        Ok(Some(seen.epoch.max(at)))
+    }
+}
+
+/// How far the outputs of a job are.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    /// The newest epoch of which something may have been written.
+    epoch: u64,
+    /// Whether another life of the job, before or after a fresh start, has written.
+    another_life: bool,
+}
+
+impl Seen {
+    fn and(self, other: Seen) -> Seen {
+        Seen { epoch: self.epoch.max(other.epoch), another_life: self.another_life || other.another_life }
+    }
+
+    /// What Kafka and the tables know of the job. Nobody is fenced: that is for a start which goes on.
+    fn outside(origin: &Origin, plan: &Plan) -> anyhow::Result<Seen> {
+        let mut seen = Seen::default();
+        for sink in plan.sinks.iter().filter(|sink| sink.kind.commits_after_decision()) {
+            let SinkKind::Kafka(kafka) = &sink.kind else { continue };
+            for worker in 0..=usize::from(u16::MAX) {
+                let committed = kafka.committed(&plan.name, &sink.name, worker)?;
+                let is_ours = committed.as_ref().is_some_and(|(_, life)| life == origin.life());
+                let epoch = committed.as_ref().map_or(0, |(epoch, _)| *epoch);
+                seen = seen.and(Seen { epoch, another_life: committed.is_some() && !is_ours });
+                // An earlier run may have had more workers.
+                if committed.is_none() && worker + 1 >= plan.engine.workers {
+                    break;
+                }
+            }
+        }
+        for table in &plan.offline {
+            let epoch = offline::committed_epoch(&plan.name, &table.name, &table.table, &plan.folder)?;
+            seen = seen.and(Seen { epoch: epoch.unwrap_or(0), another_life: false });
+        }
+        Ok(seen)
+    }
+}
+
+/// A start that would write again what is there.
+#[derive(Debug, thiserror::Error)]
+pub struct Repeats {
+    from: String,
+    at: u64,
+    seen: u64,
+    another_life: bool,
+    /// What keeps what was written.
+    kept: Vec<String>,
+}
+
+impl Repeats {
+    fn of(origin: &Origin, seen: Seen, plan: &Plan) -> Repeats {
+        let sinks = plan.sinks.iter().filter_map(|sink| match &sink.kind {
+            SinkKind::Kafka(kafka) => Some(format!("{} (topic `{}`)", sink.path(), kafka.topic)),
+            SinkKind::File(_) | SinkKind::Stdout(_) | SinkKind::Memory(_) => None,
+        });
+        let kept = sinks.chain(plan.offline.iter().map(|table| table.path())).collect();
+        let (from, at) = (origin.told().to_string(), origin.epoch());
+        Repeats { from, at, seen: seen.epoch, another_life: seen.another_life, kept }
+    }
+}
+
+impl fmt::Display for Repeats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Repeats { from, at, seen, another_life, kept } = self;
+        match another_life {
+            true => write!(f, "the job has begun anew since `{from}` (epoch {at}), and is at epoch {seen}. ")?,
+            false => write!(f, "the job has gone on from `{from}` (epoch {at}) to epoch {seen}. ")?,
+        }
+        match kept.is_empty() {
+            true => write!(f, "Files would be cut back to there. ")?,
+            false => write!(
+                f,
+                "What it has written since stays, and would be written again, in {}; files would be cut back. ",
+                kept.join(", ")
+            )?,
+        }
+        write!(f, "Allow that with `--allow-repeat`, or go on without `--from`")
+    }
+}
