@@ -39,7 +39,7 @@ pub enum Value {
 pub enum Headers {
     /// None.
     None,
-    /// Where the event came from, when it happened, and the epoch it went out in.
+    /// Where the event came from, when it happened, and the epoch and the start of the job that it was made in.
     Event,
     /// Those of an event, and which prediction of which model it is.
     Prediction,
@@ -52,10 +52,18 @@ impl Headers {
     pub fn names(self) -> &'static [&'static str] {
         match self {
             Headers::None => &[],
-            Headers::Event => &["epoch", "event_time", "topic", "partition", "offset"],
-            Headers::Prediction => {
-                &["prediction_id", "model", "model_version", "epoch", "event_time", "topic", "partition", "offset"]
-            }
+            Headers::Event => &["epoch", "generation", "event_time", "topic", "partition", "offset"],
+            Headers::Prediction => &[
+                "prediction_id",
+                "model",
+                "model_version",
+                "epoch",
+                "generation",
+                "event_time",
+                "topic",
+                "partition",
+                "offset",
+            ],
             Headers::Reject => &["stage", "reason", "detail", "event_time", "topic", "partition", "offset"],
         }
     }
@@ -80,6 +88,8 @@ pub struct EncoderConfig {
     pub value: Value,
     /// Which headers there are.
     pub headers: Headers,
+    /// Which start of the job it is, for the headers.
+    pub generation: u64,
 }
 
 /// Encodes the rows of a stream for a sink.
@@ -95,6 +105,7 @@ pub struct Encoder {
     key: Option<KeyColumns>,
     value: Value,
     headers: Headers,
+    generation: u64,
     /// Length of the last record: the guess for the next.
     size_bytes: usize,
 }
@@ -102,7 +113,7 @@ pub struct Encoder {
 impl Encoder {
     /// The encoder of a sink.
     pub fn new(config: EncoderConfig) -> Encoder {
-        let EncoderConfig { origins, provenance, input, columns, schema, key, value, headers } = config;
+        let EncoderConfig { origins, provenance, input, columns, schema, key, value, headers, generation } = config;
         let own = input.fields().len() - provenance.len();
         let read = |n: usize| {
             let name = input.field(own + n).name();
@@ -119,6 +130,7 @@ impl Encoder {
             key: (!key.is_empty()).then(|| KeyColumns::new(key)),
             value,
             headers,
+            generation,
             size_bytes: 64,
         }
     }
@@ -192,6 +204,7 @@ impl Encoder {
             }
             if self.headers != Headers::Reject {
                 header.number(epoch as i64);
+                header.number(self.generation as i64);
             }
             header.event_time(row.event_time);
             header.origin(row);

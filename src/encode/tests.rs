@@ -39,7 +39,17 @@ fn encoder(batch: &Batch, model: bool, select: &[(&str, &str)], key: &[&str], he
     let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
     let key = key.iter().map(|name| input.index_of(name).unwrap()).collect();
     let origins = origins(model);
-    Encoder::new(EncoderConfig { origins, provenance, input, columns, schema, key, value: Value::Json, headers })
+    Encoder::new(EncoderConfig {
+        origins,
+        provenance,
+        input,
+        columns,
+        schema,
+        key,
+        value: Value::Json,
+        headers,
+        generation: 7,
+    })
 }
 
 fn values(records: &Records) -> Vec<&str> {
@@ -97,6 +107,7 @@ fn headers_say_where_a_record_is_from() {
             ("model", "delay"),
             ("model_version", "v1"),
             ("epoch", "4"),
+            ("generation", "7"),
             ("event_time", "1970-01-01T00:00:01.000Z"),
             ("topic", "trips"),
             ("partition", "3"),
@@ -106,7 +117,7 @@ fn headers_say_where_a_record_is_from() {
     let records = encoder(&batch(), false, &select, &[], Headers::Event).encode(&batch(), 5);
     let names: Vec<&str> = headers(&records, 2).iter().map(|(name, _)| *name).collect();
     assert_eq!(names, Headers::Event.names());
-    assert_eq!(records.header(2, 4), b"12");
+    assert_eq!(records.header(2, 5), b"12");
 }
 
 #[test]

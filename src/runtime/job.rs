@@ -102,6 +102,7 @@ impl Job {
             began,
             board: &board,
             id: store.id().to_string(),
+            generation: store.generation(),
             first_epoch,
             may_repeat: wanted.allow_repeat,
         };

@@ -36,6 +36,8 @@ pub struct Opening<'a> {
     pub board: &'a Board,
     /// Tells this life of the job from all others.
     pub id: String,
+    /// Which start of the job it is.
+    pub generation: u64,
     /// The first epoch of this run.
     pub first_epoch: u64,
     /// Whether outputs may be written that are there already.
@@ -144,7 +146,7 @@ impl Opening<'_> {
             failures: board.failures.clone(),
             meters: board.meters.clone(),
         };
-        Ok(Output::new(sink.name.as_str().into(), encoder(self.plan, sink, board), writer, context))
+        Ok(Output::new(sink.name.as_str().into(), self.encoder(sink), writer, context))
     }
 
     fn writer(&self, sink: &SinkPlan, worker: usize) -> anyhow::Result<Box<dyn SinkWriter>> {
@@ -214,28 +216,32 @@ impl Opening<'_> {
     }
 }
 
-fn encoder(plan: &Plan, sink: &SinkPlan, board: &Board) -> Encoder {
-    let model = match sink.from {
-        From::Stream(stream) => plan.model_info(stream),
-        From::Rejects | From::Drift => None,
-    };
-    let with_headers = matches!(&sink.kind, SinkKind::Kafka(kafka) if kafka.headers);
-    let headers = match (&sink.kind, sink.from) {
-        (SinkKind::Kafka(_), From::Rejects) => Headers::Reject,
-        _ if !with_headers => Headers::None,
-        _ if model.is_some() => Headers::Prediction,
-        _ => Headers::Event,
-    };
-    Encoder::new(EncoderConfig {
-        origins: Origins { partitions: board.partitions.clone(), model },
-        provenance: sink.provenance.clone(),
-        input: sink.input.clone(),
-        columns: sink.columns.clone(),
-        schema: sink.schema.clone(),
-        key: sink.key.clone(),
-        value: if headers == Headers::Reject { Value::Payload } else { Value::Json },
-        headers,
-    })
+impl Opening<'_> {
+    fn encoder(&self, sink: &SinkPlan) -> Encoder {
+        let (plan, board) = (self.plan, self.board);
+        let model = match sink.from {
+            From::Stream(stream) => plan.model_info(stream),
+            From::Rejects | From::Drift => None,
+        };
+        let with_headers = matches!(&sink.kind, SinkKind::Kafka(kafka) if kafka.headers);
+        let headers = match (&sink.kind, sink.from) {
+            (SinkKind::Kafka(_), From::Rejects) => Headers::Reject,
+            _ if !with_headers => Headers::None,
+            _ if model.is_some() => Headers::Prediction,
+            _ => Headers::Event,
+        };
+        Encoder::new(EncoderConfig {
+            origins: Origins { partitions: board.partitions.clone(), model },
+            provenance: sink.provenance.clone(),
+            input: sink.input.clone(),
+            columns: sink.columns.clone(),
+            schema: sink.schema.clone(),
+            key: sink.key.clone(),
+            value: if headers == Headers::Reject { Value::Payload } else { Value::Json },
+            headers,
+            generation: self.generation,
+        })
+    }
 }
 
 /// A source's event times, going on from the checkpoint.

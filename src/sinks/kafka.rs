@@ -65,7 +65,7 @@ pub struct KafkaSink {
     /// How long the producer waits to fill a batch. Longer is more throughput and as much more latency.
     #[serde(default = "linger")]
     pub linger: Millis,
-    /// Whether records carry headers (`prediction_id`, `epoch`, `event_time`, ...). Rejects always do.
+    /// Whether records carry headers (`prediction_id`, `epoch`, `generation`, `event_time`, ...). Rejects always do.
     #[serde(default = "yes")]
     pub headers: bool,
     /// More settings of librdkafka (`security.protocol`, `compression.type` ...). Settings that the engine owns are
