@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::program::{Running, Said, millstream, replay, root, summary, total};
+use super::program::{Running, Said, millstream, replay, root, said, summary, total};
 
 /// A folder with the topology `score`, some of its text replaced.
 fn score(replaced: &[(&str, &str)]) -> (tempfile::TempDir, PathBuf) {
@@ -139,4 +139,55 @@ fn addresses_and_numbers_that_are_none() {
         command.arg("replay").arg(&topology).args(args).arg("--out").arg(folder.path().join("out"));
         fails(&mut command, code, &[says]);
     }
+}
+
+/// A store of objects of a test's own.
+struct Store {
+    port: u16,
+    folder: tempfile::TempDir,
+}
+
+impl Store {
+    /// Starts one that takes so many requests, beside those that make its bucket, before it wants to know who asks: it knows
+    /// nobody.
+    fn up(requests: usize) -> Store {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = free.local_addr().expect("an address").port();
+        drop(free);
+        let store = Store { port, folder: tempfile::tempdir().expect("a folder") };
+        said(store.script("up").env("INITIAL_NO_AUTH_ACTION_COUNT", (3 + requests).to_string()));
+        store
+    }
+
+    fn script(&self, what: &str) -> Command {
+        let mut command = Command::new(root().join("deploy/s3.sh"));
+        command.arg(what).env("S3_PORT", self.port.to_string()).env("S3_DIR", self.folder.path());
+        command
+    }
+
+    /// `millstream checkpoint list` of a place there.
+    fn list(&self, place: &str) -> Command {
+        let mut command = millstream();
+        command.args(["checkpoint", "list", place]).env("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", self.port));
+        command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
+        command
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        _ = self.script("clean").output();
+    }
+}
+
+#[test]
+fn a_store_of_objects_that_refuses_says_why() {
+    let store = Store::up(1);
+    let says = ["list s3://no-such-bucket/job/manifest: there is no such bucket; make it"];
+    fails(&mut store.list("s3://no-such-bucket/job"), 1, &says);
+    let says = ["list s3://millstream/job/manifest: the store refuses it; look at AWS_ACCESS_KEY_ID"];
+    fails(&mut store.list("s3://millstream/job"), 1, &says);
+    said(&mut store.script("down"));
+    let says = ["list s3://millstream/job/manifest: nobody answers at the store's address; look at the endpoint"];
+    fails(&mut store.list("s3://millstream/job"), 1, &says);
 }

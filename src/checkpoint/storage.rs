@@ -14,6 +14,7 @@ use super::error::CheckpointError;
 
 mod bucket;
 mod folder;
+mod refusals;
 
 pub(super) use bucket::Bucket;
 

@@ -12,6 +12,7 @@ mod faults;
 mod folder;
 mod merges;
 mod origins;
+mod refusals;
 mod savepoints;
 mod takeover;
 

@@ -150,6 +150,6 @@ fn a_store_that_is_away_is_waited_for_and_named() {
     let place = format!("s3://millstream/{}", job.service.run);
     assert!(said.err.contains("waiting for the store of the job's state"), "{}", said.err);
     let last = said.err.lines().last().unwrap_or_default();
-    assert!(last.contains(&format!("list {place}/manifest: the store does not answer")), "{last}");
+    assert!(last.contains(&format!("list {place}/manifest: nobody answers at the store's address")), "{last}");
     assert!(last.contains("127.0.0.1:9"), "{last}");
 }

@@ -19,6 +19,7 @@ use object_store::{Error, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
+use super::refusals::told;
 use super::{Created, Found, Output, Storage};
 use crate::checkpoint::error::CheckpointError;
 use crate::failpoint::{self, Point};
@@ -103,27 +104,6 @@ impl Shared {
         });
         Ok(found.collect())
     }
-}
-
-/// What a store said, as the operating system says it of a disk, with what to do.
-fn told(error: Error) -> io::Error {
-    let (kind, advice) = match &error {
-        Error::NotFound { .. } => (ErrorKind::NotFound, "there is no such object, or no such bucket"),
-        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
-            let advice = "the store refuses it; look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, the region \
-                          and the rights: listing the bucket, reading, writing and deleting its objects";
-            (ErrorKind::PermissionDenied, advice)
-        }
-        Error::AlreadyExists { .. } | Error::Precondition { .. } => (ErrorKind::AlreadyExists, "it is there already"),
-        Error::NotImplemented { .. } | Error::NotSupported { .. } => (ErrorKind::Unsupported, "the store can't do it"),
-        // A store that is away, slow or overwhelmed: it has been tried some times.
-        _ => {
-            let advice = "the store does not answer as it should; look at the endpoint, the region and, if there is no \
-                          AWS_ACCESS_KEY_ID, the role of the machine";
-            (ErrorKind::TimedOut, advice)
-        }
-    };
-    io::Error::new(kind, format!("{advice} ({error})"))
 }
 
 impl Storage for Bucket {
