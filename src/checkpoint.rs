@@ -286,7 +286,7 @@ impl Store {
         let open = self.open.iter().map(Appender::summary);
         let segments = self.closed.iter().cloned().chain(open).collect();
         let job = (&*self.job, &*self.id, &*self.topology);
-        let manifest = Manifest::new(job, progress, self.base.clone(), segments).from_origin(self.origin.clone());
+        let manifest = Manifest::new(job, progress, self.base.clone(), segments).with_origin(self.origin.clone());
         // An earlier try may have come through although it seemed to fail. It is one more checkpoint, and this is the next.
         for _ in 0..TRIES {
             let sequence = self.sequence + 1;

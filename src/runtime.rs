@@ -15,6 +15,7 @@ pub mod input;
 pub mod job;
 pub mod lanes;
 pub mod ledger;
+pub mod memory;
 pub mod meter;
 pub mod output;
 pub mod repeats;

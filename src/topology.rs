@@ -318,6 +318,11 @@ pub struct Engine {
     /// The store of an `s3://` state. The environment says the rest: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, ...
     #[serde(skip_serializing_if = "S3::is_default")]
     pub s3: S3,
+    /// Resident memory above which sources wait, until what they have given is through: the rest stays in Kafka and in the
+    /// files. By default four fifths of what the machine or the container has. Too small, and a job that has more without any
+    /// backlog goes on slowly, and says so; too large, and a backlog may have the process killed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Bytes>,
     /// Address of `/metrics`, `/livez`, `/readyz` and `/v1/features`.
     pub http: String,
     /// Longest time a stop may take to finish the records in flight.
@@ -354,6 +359,7 @@ impl Default for Engine {
             epoch: Millis(200),
             state: "state".into(),
             s3: S3::default(),
+            memory: None,
             http: "127.0.0.1:9464".into(),
             shutdown_timeout: Millis(25_000),
             spin_micros: 100,

@@ -16,6 +16,8 @@ mod flights;
 mod kafka;
 /// What holds for every kind: its example parses, it is documented.
 mod kinds;
+/// The memory budget.
+mod memory;
 /// The offline store, read by DuckDB and by deltalake for Python.
 mod offline;
 /// Running the program: not tests, but what they share.

@@ -166,7 +166,7 @@ impl Manifest {
     }
 
     /// The same, of a job that was told to go on from some checkpoint.
-    pub fn from_origin(self, origin: Option<String>) -> Manifest {
+    pub fn with_origin(self, origin: Option<String>) -> Manifest {
         Manifest { origin, ..self }
     }
 

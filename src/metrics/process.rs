@@ -60,6 +60,11 @@ pub fn read() -> Option<Process> {
     })
 }
 
+/// Memory in RAM of this process; `None` on a system without `/proc`.
+pub fn resident_bytes() -> Option<u64> {
+    kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:").map(|bytes| bytes as u64)
+}
+
 /// The bytes of a line `<name> <number> kB`.
 fn kibibytes(status: &str, name: &str) -> Option<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;

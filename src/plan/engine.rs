@@ -4,7 +4,7 @@ use std::path::Path;
 
 use axum::http::Uri;
 use millstream_operators::error::ConfigError;
-use millstream_operators::units::Millis;
+use millstream_operators::units::{Bytes, Millis};
 
 use crate::checkpoint::Location;
 use crate::topology::Engine;
@@ -15,6 +15,8 @@ const WORKERS_MAX: usize = 256;
 const EPOCH_MIN: Millis = Millis(20);
 /// Longest epoch: all that time's output waits for its commit, and is done again after a crash.
 const EPOCH_MAX: Millis = Millis(600_000);
+/// Least memory: the program alone has about as much.
+const MEMORY_MIN: Bytes = Bytes(32 << 20);
 /// Longest spin of an idle worker.
 const SPIN_MICROS_MAX: u64 = 1_000_000;
 
@@ -33,6 +35,10 @@ pub(super) fn check(engine: &Engine, errors: &mut Vec<ConfigError>) {
         refuse("epoch", message, "1s suits most; 100ms where readers wait for committed output");
     }
     check_state(engine, &mut refuse);
+    if let Some(memory) = engine.memory.filter(|memory| *memory < MEMORY_MIN) {
+        let message = format!("a job does nothing with {memory}, it needs {MEMORY_MIN} at the least");
+        refuse("memory", message, "leave it out for four fifths of what there is, or write `1GiB`");
+    }
     // Only numbers are accepted, so that nothing is asked of a name server here.
     let address = engine.http.parse::<std::net::SocketAddr>().is_ok() || engine.http == "off";
     let local = engine.http.strip_prefix("localhost:").is_some_and(|port| port.parse::<u16>().is_ok());

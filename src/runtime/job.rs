@@ -26,12 +26,14 @@ use super::connect::Context;
 use super::crew::{Common, Crew};
 use super::lanes::Lanes;
 use super::ledger::{Ledger, Word};
+use super::memory::Budget;
 use super::repeats::Wanted;
 use super::seeds::Opening;
 use super::shared::Watermarks;
 use super::take_up::{TakenUp, take_up};
 use crate::checkpoint::{Checkpoint, Place, Store};
 use crate::http::health::Health;
+use crate::metrics::catalogue::MEMORY_BUDGET;
 use crate::offline::Begin;
 use crate::plan::Plan;
 use crate::replay::{Cuts, Pace, Progress, Replay, read_on_arrival};
@@ -65,6 +67,7 @@ pub struct Job {
     checkpoints: Checkpoints,
     progress: Arc<Progress>,
     cuts: Arc<Cuts>,
+    memory: Budget,
 }
 
 impl Job {
@@ -129,6 +132,8 @@ impl Job {
             offline: lanes.offline_committed(),
         };
         let checkpoints = Checkpoints::start(start, participants, (words.clone(), heard))?;
+        let memory = Budget::new(&plan.engine);
+        MEMORY_BUDGET.of([]).set(memory.bytes() as f64);
         let (crew, wakes) = Crew::start(seeds, contexts(&board, workers, first_epoch, words), common)?;
         let mut job = Job {
             plan,
@@ -140,6 +145,7 @@ impl Job {
             checkpoints,
             progress: Arc::default(),
             cuts,
+            memory,
         };
         job.connect(mode, &checkpoint, senders, wakes, first_epoch)?;
         Ok(job)
@@ -242,6 +248,7 @@ impl Job {
     /// something failed.
     pub fn look_after(&mut self) {
         self.lanes.look_after(&self.board.gates);
+        self.memory.look_after(&self.board.gates);
         let (ended, running) = self.connectors.drain(..).partition(|connector| connector.is_finished());
         self.connectors = running;
         for connector in ended {

@@ -95,6 +95,8 @@ pub struct Gates {
     pub durable_epoch: AtomicU64,
     /// Epochs that a lane or the sinks may be behind.
     epochs_behind_max: AtomicU64,
+    /// Whether the process has more memory than it should.
+    pub memory_shut: AtomicBool,
     /// Something failed for good: stop taking records, give up.
     pub failed: AtomicBool,
 }
@@ -121,7 +123,7 @@ impl Gates {
     }
 
     /// The gates by name, and whether each holds a source in `epoch`.
-    pub fn each(&self, epoch: u64) -> [(&'static str, bool); 5] {
+    pub fn each(&self, epoch: u64) -> [(&'static str, bool); 6] {
         let behind_max = self.epochs_behind_max.load(Ordering::Relaxed);
         let behind = |newest: &AtomicU64| newest.load(Ordering::Relaxed) + behind_max < epoch;
         [
@@ -130,6 +132,7 @@ impl Gates {
             ("slow_lane", behind(&self.slow_epoch)),
             ("epoch", behind(&self.durable_epoch)),
             ("offline", self.offline_backlog_bytes.load(Ordering::Relaxed) > OFFLINE_BACKLOG_BYTES_MAX),
+            ("memory", self.memory_shut.load(Ordering::Relaxed)),
         ]
     }
 }
