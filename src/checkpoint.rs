@@ -242,6 +242,11 @@ impl Store {
         &self.id
     }
 
+    /// What tells this start from all others.
+    pub fn writer(&self) -> &str {
+        &self.start.writer
+    }
+
     /// Makes a new checkpoint: what has been, with `blocks` for what changed since the one before. When this returns, it is
     /// durable and the newest.
     ///

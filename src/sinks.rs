@@ -179,6 +179,8 @@ pub struct Open {
 pub struct Commits {
     /// Tells one life of the job, from a fresh start on, from all others.
     pub id: String,
+    /// Tells this start from all others.
+    pub start: String,
     /// Says which epochs are decided.
     pub decided: Arc<Decided>,
     /// The newest epoch that the checkpoint knows to be committed.

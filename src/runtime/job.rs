@@ -105,6 +105,7 @@ impl Job {
             began,
             board: &board,
             id: store.id().to_string(),
+            start: store.writer().to_string(),
             generation: store.generation(),
             first_epoch,
             may_repeat: wanted.allow_repeat,

@@ -38,6 +38,8 @@ pub struct Opening<'a> {
     pub id: String,
     /// Which start of the job it is.
     pub generation: u64,
+    /// Tells this start from all others.
+    pub start: String,
     /// The first epoch of this run.
     pub first_epoch: u64,
     /// Whether outputs may be written that are there already.
@@ -169,6 +171,7 @@ impl Opening<'_> {
             position: progress.sinks.get(&sink.name).copied(),
             commits: Commits {
                 id: self.id.clone(),
+                start: self.start.clone(),
                 decided: self.board.decided.clone(),
                 known: progress.committed.get(&effect_name(&sink.path(), worker as u16)).copied().unwrap_or(0),
                 pending,

@@ -21,6 +21,7 @@ use idempotent::Idempotent;
 use topic::Topic;
 use transactional::Transactional;
 
+mod fence;
 mod idempotent;
 mod marker;
 mod topic;

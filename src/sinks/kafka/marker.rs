@@ -2,8 +2,8 @@
 //!
 //! Each transaction commits, beside its records, an offset of a consumer group that nobody consumes with: the group is the
 //! writer's (`<job>.<sink>.<worker>.commits`), the partition is the topic's first, the "offset" is the newest epoch in the
-//! transaction, and the metadata is the id of the job's life. The marker becomes visible with the records or not at all, and reading it is one
-//! request, however long the job has run.
+//! transaction, and the metadata is the id of the job's life and, after a space, that of the start. The marker becomes visible
+//! with the records or not at all, and reading it is one request, however long the job has run.
 
 use std::time::{Duration, Instant};
 
@@ -32,10 +32,16 @@ pub(super) fn group(job: &str, sink: &str, worker: usize) -> String {
 
 /// What a marker says: the newest committed epoch and the life of the job. `None` if there is none.
 pub(super) fn look(sink: &KafkaSink, job: &str, name: &str, worker: usize) -> Result<Option<(u64, String)>, SinkError> {
-    ask(sink, &group(job, name, worker), name).map(|(_, said)| said)
+    let (_, said) = ask(sink, &group(job, name, worker), name)?;
+    Ok(said.map(|(epoch, names)| (epoch, life(&names).to_string())))
 }
 
-/// Asks for the marker in a group.
+/// The life of the job in a marker's names.
+fn life(names: &str) -> &str {
+    names.split_once(' ').map_or(names, |(life, _)| life)
+}
+
+/// Asks for the marker in a group: its newest epoch, and its names.
 fn ask(sink: &KafkaSink, group: &str, name: &str) -> Result<(ConsumerGroupMetadata, Option<(u64, String)>), SinkError> {
     let fail = |detail: String| SinkError::Kafka { name: name.to_string(), detail };
     let config =
@@ -59,8 +65,13 @@ fn ask(sink: &KafkaSink, group: &str, name: &str) -> Result<(ConsumerGroupMetada
 pub(super) struct Marker {
     /// What `send_offsets_to_transaction` asks for.
     pub group: ConsumerGroupMetadata,
-    topic: String,
-    id: String,
+    sink: KafkaSink,
+    sink_name: String,
+    group_name: String,
+    /// The job's life and the start.
+    names: String,
+    /// Those of the marker that was there.
+    names_before: String,
 }
 
 impl Marker {
@@ -69,18 +80,30 @@ impl Marker {
     /// The writer's transactional ids must have been fenced before, or a transaction of an earlier run might still be
     /// committed after the marker was read.
     pub fn find(sink: &KafkaSink, open: &Open) -> Result<(Marker, Option<u64>), SinkError> {
-        let group = group(&open.job, &open.name, open.worker);
-        let (group, said) = ask(sink, &group, &open.name)?;
-        let epoch = said.filter(|(_, life)| *life == open.commits.id).map(|(epoch, _)| epoch);
-        Ok((Marker { group, topic: sink.topic.clone(), id: open.commits.id.clone() }, epoch))
+        let (sink_name, group_name) = (open.name.clone(), group(&open.job, &open.name, open.worker));
+        let (group, said) = ask(sink, &group_name, &sink_name)?;
+        let (epoch, names_before) = said.unwrap_or_default();
+        let is_of_this_life = life(&names_before) == open.commits.id;
+        let names = format!("{} {}", open.commits.id, open.commits.start);
+        let marker = Marker { group, sink: sink.clone(), sink_name, group_name, names, names_before };
+        Ok((marker, is_of_this_life.then_some(epoch)))
+    }
+
+    /// Whether another start has committed a marker since this one began.
+    ///
+    /// # Errors
+    /// If the brokers do not say.
+    pub fn is_anothers(&self) -> Result<bool, SinkError> {
+        let (_, said) = ask(&self.sink, &self.group_name, &self.sink_name)?;
+        Ok(said.is_some_and(|(_, names)| names != self.names && names != self.names_before))
     }
 
     /// The offsets that say that everything up to `epoch` is committed.
     pub fn offsets(&self, epoch: u64) -> Result<TopicPartitionList, KafkaError> {
         let mut offsets = TopicPartitionList::new();
-        offsets.add_partition_offset(&self.topic, PARTITION, Offset::Offset(epoch as i64))?;
-        if let Some(mut element) = offsets.find_partition(&self.topic, PARTITION) {
-            element.set_metadata(&self.id);
+        offsets.add_partition_offset(&self.sink.topic, PARTITION, Offset::Offset(epoch as i64))?;
+        if let Some(mut element) = offsets.find_partition(&self.sink.topic, PARTITION) {
+            element.set_metadata(&self.names);
         }
         Ok(offsets)
     }

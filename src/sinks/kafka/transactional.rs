@@ -19,10 +19,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use rdkafka::error::{KafkaError, RDKafkaError};
+use rdkafka::error::KafkaError;
 use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaErrorCode;
 
+use super::fence::{self, is_fence};
 use super::marker::Marker;
 use super::topic::Topic;
 use super::{KafkaSink, Millis};
@@ -48,6 +49,7 @@ pub(super) struct Transactional {
     open: Option<Transaction>,
     /// When the last transaction was begun.
     began: Instant,
+    marker: Arc<Marker>,
     steps: Option<Sender<Step>>,
     committed: Arc<Committed>,
     thread: Option<JoinHandle<()>>,
@@ -117,11 +119,13 @@ impl Transactional {
             Some(early) => early,
         };
         failpoint::reached(Point::MarkerFound);
-        redo(&sides[0].topic, &marker, &open, found)?;
+        let marker = Arc::new(marker);
+        redo(&sides[0].topic, &marker, &open, found).map_err(|error| behind(error, &sides, &marker))?;
         let committed = Arc::new(Committed::default());
         let (steps, waiting) = unbounded();
         let committing = Committing {
-            marker,
+            marker: marker.clone(),
+            sides: sides.clone(),
             decided: open.commits.decided.clone(),
             committed: committed.clone(),
             name: open.name.clone(),
@@ -136,6 +140,7 @@ impl Transactional {
             current: 0,
             open: None,
             began: Instant::now(),
+            marker,
             steps: Some(steps),
             committed,
             thread: Some(thread),
@@ -174,18 +179,7 @@ impl Transactional {
         Ok(())
     }
 
-    fn step(&self, step: Step) {
-        if let Some(steps) = &self.steps {
-            // A committer that has ended has said why.
-            drop(steps.send(step));
-        }
-    }
-}
-
-impl SinkWriter for Transactional {
-    fn write(&mut self, epoch: u64, records: &Records, from: usize) -> Result<usize, SinkError> {
-        self.check()?;
-        self.hand_over();
+    fn take(&mut self, epoch: u64, records: &Records, from: usize) -> Result<usize, SinkError> {
         if from >= records.len() {
             return Ok(from);
         }
@@ -209,8 +203,7 @@ impl SinkWriter for Transactional {
         topic.send(epoch, records, from)
     }
 
-    fn close_epoch(&mut self, epoch: u64) -> Result<(), SinkError> {
-        self.check()?;
+    fn close(&mut self, epoch: u64) -> Result<(), SinkError> {
         // From time to time an epoch without records brings a marker to the brokers as well, who forget old ones.
         let due = self.began.elapsed() > MARKER_AGE_MAX;
         if self.open.is_none() && due && !self.producers[self.current].busy.load(Ordering::Acquire) {
@@ -225,11 +218,38 @@ impl SinkWriter for Transactional {
         Ok(())
     }
 
+    fn step(&self, step: Step) {
+        if let Some(steps) = &self.steps {
+            // A committer that has ended has said why.
+            drop(steps.send(step));
+        }
+    }
+}
+
+/// The error behind an error of a writer.
+fn behind(error: SinkError, [first, second]: &[Arc<Side>; 2], marker: &Marker) -> SinkError {
+    fence::behind(error, [&first.topic, &second.topic], marker)
+}
+
+impl SinkWriter for Transactional {
+    fn write(&mut self, epoch: u64, records: &Records, from: usize) -> Result<usize, SinkError> {
+        self.check()?;
+        self.hand_over();
+        let written = self.take(epoch, records, from);
+        written.map_err(|error| behind(error, &self.producers, &self.marker))
+    }
+
+    fn close_epoch(&mut self, epoch: u64) -> Result<(), SinkError> {
+        self.check()?;
+        let closed = self.close(epoch);
+        closed.map_err(|error| behind(error, &self.producers, &self.marker))
+    }
+
     fn durable(&mut self) -> Result<Option<u64>, SinkError> {
         self.check()?;
         // Also those that are idle have something to say now and then: a broker that is gone, their figures.
         for side in self.producers.iter().filter(|side| !side.busy.load(Ordering::Acquire)) {
-            side.topic.take_deliveries()?;
+            side.topic.take_deliveries().map_err(|error| behind(error, &self.producers, &self.marker))?;
         }
         self.hand_over();
         let epoch = self.committed.epoch.load(Ordering::Acquire);
@@ -249,7 +269,8 @@ impl Drop for Transactional {
 
 /// The committer's thread.
 struct Committing {
-    marker: Marker,
+    marker: Arc<Marker>,
+    sides: [Arc<Side>; 2],
     decided: Arc<Decided>,
     committed: Arc<Committed>,
     name: String,
@@ -262,6 +283,7 @@ impl Committing {
                 Ok(true) => self.committed.epoch.fetch_max(step.through, Ordering::AcqRel),
                 Ok(false) => return,
                 Err(error) => {
+                    let error = behind(error, &self.sides, &self.marker);
                     self.committed.error().get_or_insert(error);
                     return;
                 }
@@ -391,7 +413,9 @@ fn again(
 fn said(topic: &Topic, doing: &str, error: &KafkaError) -> SinkError {
     let brokers = &topic.brokers;
     let detail = match error {
-        KafkaError::Transaction(told) if is_fenced(told) => return SinkError::TakenOver { name: topic.name.clone() },
+        KafkaError::Transaction(told) if is_fence(told.code()) => {
+            return SinkError::TakenOver { name: topic.name.clone() };
+        }
         KafkaError::Transaction(told) if told.code() == RDKafkaErrorCode::TransactionalIdAuthorizationFailed => {
             format!(
                 "{doing} at {brokers}: not allowed; the user needs the ACLs WRITE and DESCRIBE on transactional ids, READ on groups, or set `delivery: at_least_once`"
@@ -408,9 +432,4 @@ fn said(topic: &Topic, doing: &str, error: &KafkaError) -> SinkError {
         _ => format!("{doing}: {}", kafka::explain(error, brokers, topic.trouble())),
     };
     topic.error(detail)
-}
-
-fn is_fenced(told: &RDKafkaError) -> bool {
-    use RDKafkaErrorCode::{Fenced, InvalidProducerEpoch, ProducerFenced};
-    matches!(told.code(), Fenced | InvalidProducerEpoch | ProducerFenced)
 }
