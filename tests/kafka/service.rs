@@ -12,18 +12,24 @@ use serde_json::Value;
 use super::*;
 use crate::program::{Running, millstream, root, said};
 
+/// The variable that says where the store of the state is.
+pub const ENDPOINT: &str = "S3_ENDPOINT";
+
 /// A topology of `tests/kafka/topologies` and its topics, which it calls `${RUN}-...`.
 pub struct Service {
     pub brokers: String,
     /// The job's name, and the beginning of its topics' names.
     pub run: String,
     folder: tempfile::TempDir,
+    /// More variables of the topology.
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Service {
     /// The topology `name`, on `brokers`; without topics yet.
     pub fn new(brokers: String, name: &str) -> Service {
-        let service = Service { brokers, run: unique(name), folder: tempfile::tempdir().unwrap() };
+        let folder = tempfile::tempdir().unwrap();
+        let service = Service { brokers, run: unique(name), folder, variables: Vec::new() };
         let file = root().join("tests/kafka/topologies").join(format!("{name}.yaml"));
         std::fs::copy(file, service.topology()).unwrap();
         service
@@ -33,7 +39,26 @@ impl Service {
     pub fn copy(&self) -> Service {
         let folder = tempfile::tempdir().unwrap();
         said(Command::new("cp").arg("-a").arg(self.folder().join(".")).arg(folder.path()));
-        Service { brokers: self.brokers.clone(), run: self.run.clone(), folder }
+        Service { brokers: self.brokers.clone(), run: self.run.clone(), folder, variables: self.variables.clone() }
+    }
+
+    /// Sets a variable of the topology.
+    pub fn set(mut self, variable: &'static str, value: &str) -> Service {
+        self.variables.push((variable, value.to_string()));
+        self
+    }
+
+    /// The same with the state in the store of all tests.
+    pub fn in_bucket(self) -> Service {
+        let endpoint = std::env::var("S3_ENDPOINT").unwrap_or_else(|_| {
+            panic!("no store to test with: run `export S3_ENDPOINT=$(deploy/s3.sh up)`, or `make test`, which does it")
+        });
+        self.set(ENDPOINT, &endpoint).set("AWS_ACCESS_KEY_ID", "test").set("AWS_SECRET_ACCESS_KEY", "test")
+    }
+
+    /// Whether its state lies in a bucket.
+    pub fn is_in_bucket(&self) -> bool {
+        self.variables.iter().any(|(name, _)| *name == ENDPOINT)
     }
 
     /// Creates topics of so many partitions.
@@ -65,7 +90,30 @@ impl Service {
         let model = root().join("topologies/score/model.onnx");
         command.env("BROKERS", &self.brokers).env("RUN", &self.run).env("MODEL", model);
         command.env("KAFKA_BROKERS", &self.brokers);
+        command.envs(self.variables.iter().cloned());
         command
+    }
+
+    /// The epoch of the newest checkpoint, 0 before the first.
+    pub fn newest_epoch(&self) -> u64 {
+        if self.is_in_bucket() {
+            let listed = self.checkpoint("list");
+            return listed.as_array().and_then(|all| all.last()?["epoch"].as_u64()).unwrap_or(0);
+        }
+        // Without a process for each look.
+        let Ok(entries) = std::fs::read_dir(self.folder().join("state/manifest")) else { return 0 };
+        let epoch = |path: PathBuf| -> Option<u64> {
+            let manifest: Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+            manifest["epoch"].as_u64()
+        };
+        entries.filter_map(|entry| epoch(entry.ok()?.path())).max().unwrap_or_default()
+    }
+
+    /// What `millstream checkpoint` says; nothing if it fails.
+    pub fn checkpoint(&self, what: &str) -> Value {
+        let mut command = self.command();
+        let said = Running::start(command.args(["checkpoint", what, "--json"]).arg(self.topology())).end();
+        serde_json::from_str(&said.out).unwrap_or_default()
     }
 
     /// Starts the job.

@@ -1,0 +1,248 @@
+//! Runs a job from death to death, and in the end holds all that came out against what had to.
+
+use std::collections::BTreeMap;
+
+use millstream::failpoint::{Flaw, Point};
+
+use super::super::service::Service;
+use super::super::*;
+use super::PARTITIONS;
+use super::oracle::Oracle;
+use super::world::{Reader, Writer};
+use crate::program::{Running, Said};
+
+/// How long outputs may not grow before it is clear that nothing more comes.
+const SILENCE: Duration = Duration::from_secs(20);
+/// The same for a job that is known to be wrong.
+const SILENCE_OF_THE_WRONG: Duration = Duration::from_secs(3);
+/// How often something is looked at that is waited for.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// How a run of the job ends.
+#[derive(Debug, Clone, Copy)]
+pub enum Death {
+    /// It is killed so long after its start.
+    Early(Duration),
+    /// It is killed so long after it has made a checkpoint.
+    Working(Duration),
+    /// It dies by itself when it comes by for this time.
+    At(Point, u64),
+    /// It is frozen for so long, another copy works meanwhile, it wakes up and ends; then the other is killed.
+    Frozen(Duration),
+}
+
+impl Death {
+    /// What deaths of this kind are counted by.
+    fn name(self) -> &'static str {
+        match self {
+            Death::Early(_) => "at the start",
+            Death::Working(_) => "at work",
+            Death::At(point, _) => point.name(),
+            Death::Frozen(_) => "frozen",
+        }
+    }
+}
+
+/// A job, its topics, who writes and who reads.
+pub struct Chaos {
+    pub service: Service,
+    writer: Writer,
+    vectors: Reader,
+    rejects: Reader,
+    /// A mistake that it makes in every run.
+    flaw: Option<Flaw>,
+    /// More that is set for every run but the last.
+    pub pauses: &'static str,
+    runs: u64,
+    deaths: BTreeMap<String, u64>,
+    /// The folders of copies that were frozen.
+    former: Vec<Service>,
+}
+
+impl Chaos {
+    /// The job of most tests, on the brokers of all tests.
+    pub fn new(seed: u64) -> Chaos {
+        Chaos::of(Service::new(brokers(), "chaos"), seed)
+    }
+
+    /// The same with a mistake.
+    pub fn wrong(seed: u64, flaw: Flaw) -> Chaos {
+        Chaos { flaw: Some(flaw), ..Chaos::new(seed) }
+    }
+
+    /// A job whose topics are not there yet.
+    pub fn of(service: Service, seed: u64) -> Chaos {
+        let service = service.create([("events", PARTITIONS), ("vectors", 2), ("rejects", 1)]);
+        Chaos {
+            writer: Writer::start(service.brokers.clone(), service.topic("events"), seed),
+            vectors: Reader::start(&service.brokers, &service.topic("vectors"), 2),
+            rejects: Reader::start(&service.brokers, &service.topic("rejects"), 1),
+            service,
+            flaw: None,
+            pauses: "",
+            runs: 0,
+            deaths: BTreeMap::new(),
+            former: Vec::new(),
+        }
+    }
+
+    /// Whether it makes a mistake.
+    pub fn is_wrong(&self) -> bool {
+        self.flaw.is_some()
+    }
+
+    /// How often it was started.
+    pub fn runs(&self) -> u64 {
+        self.runs
+    }
+
+    /// Starts the job.
+    pub fn start(&mut self, workers: u64, failpoints: &str) -> Running {
+        self.runs += 1;
+        let flaw = self.flaw.map_or("", Flaw::name);
+        let mut command = self.service.command();
+        command.env("MILLSTREAM_FAILPOINTS", format!("{flaw},{failpoints}"));
+        command.arg("run").arg(self.service.topology());
+        Running::start(command.args(["--workers", &workers.to_string(), "--http", "off"]))
+    }
+
+    /// Waits for a checkpoint that is newer than of epoch `before`, or the job's end.
+    pub fn until_checkpoint(&self, running: &mut Running, before: u64) {
+        until(running, |_| self.service.newest_epoch() > before);
+    }
+
+    /// Runs the job until its death.
+    pub fn live(&mut self, workers: u64, death: Death) {
+        let failpoint = match death {
+            Death::At(point, times) => format!("{},{}=kill@{times}", self.pauses, point.name()),
+            _ => self.pauses.to_string(),
+        };
+        let before = self.service.newest_epoch();
+        let mut running = self.start(workers, &failpoint);
+        match death {
+            Death::Early(pause) => std::thread::sleep(pause),
+            Death::Working(pause) => {
+                self.until_checkpoint(&mut running, before);
+                std::thread::sleep(pause);
+            }
+            Death::At(..) => until(&mut running, |_| false),
+            Death::Frozen(pause) => {
+                self.until_checkpoint(&mut running, before);
+                running = self.replace(running, workers, pause);
+            }
+        }
+        let died = !running.runs();
+        let expected = matches!(death, Death::At(point, _) if running.err().contains(point.name()));
+        assert!(died == expected, "run {} ({death:?}, {workers} workers): {}", self.runs, running.err());
+        self.died(death.name());
+        println!("run {}: {workers} workers, {death:?}, {} events written", self.runs, self.writer.written());
+    }
+
+    /// Counts a death.
+    pub fn died(&mut self, name: &str) {
+        *self.deaths.entry(name.to_string()).or_default() += 1;
+    }
+
+    /// Freezes a copy for so long, while another takes over and works, and wakes it up: it must end. Gives the other.
+    fn replace(&mut self, mut frozen: Running, workers: u64, pause: Duration) -> Running {
+        let until_awake = Instant::now() + pause;
+        assert!(frozen.runs(), "{}", frozen.err());
+        frozen.signal("STOP");
+        self.move_away();
+        let before = self.service.newest_epoch();
+        let mut other = self.start(1 + workers % 3, self.pauses);
+        self.until_checkpoint(&mut other, before);
+        std::thread::sleep(until_awake.saturating_duration_since(Instant::now()));
+        frozen.signal("CONT");
+        check_lost(&frozen.end());
+        assert!(other.runs(), "{}", other.err());
+        other
+    }
+
+    /// Goes on on another machine, with a copy of the job's folder. The old one stays as it is.
+    pub fn move_away(&mut self) {
+        let copy = self.service.copy();
+        self.former.push(std::mem::replace(&mut self.service, copy));
+    }
+
+    /// A last run, which is left alone until all has come that will come, and is told to stop; then what is wrong with any
+    /// of the outputs.
+    pub fn finish(mut self, workers: u64) -> Result<Service, String> {
+        let running = self.start(workers, "");
+        std::thread::sleep(Duration::from_millis(300));
+        self.finish_with(running)
+    }
+
+    /// The same with a job that runs.
+    pub fn finish_with(self, mut running: Running) -> Result<Service, String> {
+        let silence = if self.flaw.is_some() { SILENCE_OF_THE_WRONG } else { SILENCE };
+        let oracle = self.writer.finish();
+        let all = oracle.expected.len() + oracle.poison.len();
+        let (mut grown, mut before) = (Instant::now() + SILENCE, 0);
+        // One that was stopped before it reads has not started.
+        while (before < all || !running.err().contains("\"reading\"")) && grown.elapsed() < silence {
+            let now = self.vectors.len() + self.rejects.len();
+            if now > before {
+                (grown, before) = (Instant::now(), now);
+            }
+            if !running.runs() {
+                return Err(format!("the last run has ended: {}", running.err()));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        running.terminate();
+        let said = running.end();
+        if !said.status.success() {
+            return Err(format!("the last run: {}: {}", said.status, said.err));
+        }
+        let (vectors, rejects) = (self.vectors.finish(), self.rejects.finish());
+        check(&oracle, &self.service, &vectors, &rejects)?;
+        println!(
+            "{} deaths ({}), {} generations, {} events, {} dead letters: 0 lost, 0 repeated",
+            self.runs - 1,
+            self.deaths.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", "),
+            self.runs,
+            vectors.len(),
+            rejects.len()
+        );
+        Ok(self.service)
+    }
+}
+
+/// Holds all outputs of a job against what had to come out.
+fn check(oracle: &Oracle, service: &Service, vectors: &[Vec<u8>], rejects: &[Vec<u8>]) -> Result<(), String> {
+    let about = |what: &'static str| move |wrong: String| format!("{what}: {wrong}");
+    oracle.check_vectors(vectors.iter().map(Vec::as_slice)).map_err(about("topic"))?;
+    oracle.check_rejects(rejects.iter().map(Vec::as_slice)).map_err(about("dead letters"))?;
+    if service.is_in_bucket() {
+        return Ok(());
+    }
+    let lines = std::fs::read(service.folder().join("vectors.jsonl")).map_err(|error| error.to_string())?;
+    let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    oracle.check_vectors(lines).map_err(about("file"))?;
+    oracle.check_table(&service.folder().join("lake")).map_err(about("table"))
+}
+
+/// Waits until it is `done`, the job has ended, or it has been long enough.
+pub fn until(running: &mut Running, done: impl Fn(&Running) -> bool) {
+    let deadline = Instant::now() + LONG;
+    while running.runs() && !done(running) && Instant::now() < deadline {
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Waits until the job waits at a failpoint.
+pub fn until_waiting(running: &mut Running, point: Point) {
+    let waits = |running: &Running| {
+        let err = running.err();
+        err.contains("failpoint: waiting") && err.contains(point.name())
+    };
+    until(running, waits);
+    assert!(running.runs() && waits(running), "{}", running.err());
+}
+
+/// What a job said that has lost against another copy.
+pub fn check_lost(said: &Said) {
+    assert_eq!(said.status.code(), Some(4), "{}", said.err);
+    assert!(said.err.contains("another copy of this job has taken over"), "{}", said.err);
+}
