@@ -18,6 +18,8 @@
 #                        (SASL_SSL, SCRAM-SHA-512). Their certificate is signed by $KAFKA_DIR/tls/ca.pem (needs openssl); the
 #                        users are alice, who may do everything, and bob, who may do nothing; their passwords
 #                        alice-secret and bob-secret. Who comes without TLS may do everything. Set it for every command.
+#   KAFKA_PROXY=         a port: broker 1 also listens on the third port after its own, and tells who comes by it that it is to be
+#                        reached on this port of loopback: for clients behind a proxy. Not with KAFKA_SECURE.
 #   KAFKA_VERSION=4.1.1, KAFKA_HEAP=512m
 set -euo pipefail
 
@@ -27,6 +29,7 @@ VERSION=${KAFKA_VERSION:-4.1.1}
 LOG4J_VERSION=2.24.3
 HEAP=${KAFKA_HEAP:-512m}
 SECURE=${KAFKA_SECURE:-}
+PROXY=${KAFKA_PROXY:-}
 DIR=${KAFKA_DIR:-${TMPDIR:-/tmp}/millstream-kafka-$UID-$PORT}
 CACHE=${KAFKA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/millstream/kafka}
 JARS=$CACHE/$VERSION
@@ -116,6 +119,16 @@ num.io.threads=2
 log.cleaner.dedupe.buffer.size=4194304
 X
   [ -z "$SECURE" ] || secure_settings "$(($(port "$1") + 2))"
+  if [ -n "$PROXY" ] && [ "$1" = 1 ]; then proxy_settings; fi
+}
+
+# A second listener of broker 1, for clients that come through a proxy.
+proxy_settings() {
+  cat <<X
+listeners=PLAINTEXT://127.0.0.1:$PORT,CONTROLLER://127.0.0.1:$((PORT + 1)),PROXIED://127.0.0.1:$((PORT + 3))
+advertised.listeners=PLAINTEXT://127.0.0.1:$PORT,PROXIED://127.0.0.1:$PROXY
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT
+X
 }
 
 # A second listener for clients, on port $1. Of two lines of one name the later one counts.

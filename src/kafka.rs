@@ -95,6 +95,9 @@ impl ClientError {
     }
 }
 
+/// How long an answer is waited for before the request is made again on a new connection.
+pub(crate) const ANSWER_WAIT: Duration = Duration::from_secs(20);
+
 /// Settings of both clients. `name` is what the broker sees: its logs and quotas go by it.
 fn client(brokers: &str, name: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
@@ -105,6 +108,8 @@ fn client(brokers: &str, name: &str) -> ClientConfig {
         .set("log.connection.close", "false")
         .set("socket.nagle.disable", "true")
         .set("socket.keepalive.enable", "true")
+        // A network may swallow what it likes and tell nobody.
+        .set("socket.timeout.ms", ANSWER_WAIT.as_millis().to_string())
         // For the number of brokers that are up; the client makes the text when it is polled.
         .set("statistics.interval.ms", "5000")
         // A broker that comes back is found within two seconds; the default lets ten go by.

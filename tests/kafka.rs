@@ -30,6 +30,7 @@ mod metrics;
 mod mixed;
 mod outage;
 mod own_broker;
+mod proxy;
 mod replayed;
 mod savepoint;
 mod secure;

@@ -140,11 +140,16 @@ impl KafkaSink {
         let mut config = kafka::producer(&self.brokers, &open.job, &self.options).map_err(fail)?;
         config.set("linger.ms", self.linger.0.max(0).to_string());
         if let Some(id) = transactional_id {
-            let timeout = self.transaction_timeout.0.max(1_000).to_string();
+            let timeout = self.transaction_timeout.0.max(1_000);
             config
                 .set("transactional.id", id)
-                .set("transaction.timeout.ms", &timeout)
-                .set("message.timeout.ms", &timeout);
+                .set("transaction.timeout.ms", timeout.to_string())
+                .set("message.timeout.ms", timeout.to_string());
+            if !self.options.0.contains_key("socket.timeout.ms") {
+                // librdkafka would wait for an answer until the transaction is over: one that is lost must not cost it.
+                let wait = (timeout / 4).clamp(1_000, kafka::ANSWER_WAIT.as_millis() as i64);
+                config.set("socket.timeout.ms", wait.to_string());
+            }
         }
         let topic = Topic::new(self, open, &config)?;
         let deadline = Instant::now() + OPEN_WAIT;

@@ -15,6 +15,7 @@ use driver::{Chaos, Death};
 
 pub mod driver;
 mod frozen;
+mod network;
 mod oracle;
 pub mod world;
 

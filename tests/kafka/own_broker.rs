@@ -4,35 +4,35 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// A broker of one test; stopped, and its data deleted, when dropped.
+use super::proxy::Proxy;
+
+/// Brokers of one test; stopped, and their data deleted, when dropped.
 pub struct Broker {
     port: u16,
-    secure: bool,
+    settings: Vec<(&'static str, String)>,
     folder: tempfile::TempDir,
 }
 
 impl Broker {
     /// A broker that lets everybody in.
     pub fn plain() -> Broker {
-        Broker::up(false)
+        Broker::up(Vec::new(), free_port(1))
     }
 
     /// A broker that has a second listener, with TLS and passwords.
     pub fn secure() -> Broker {
-        Broker::up(true)
+        Broker::up(vec![("KAFKA_SECURE", "yes".to_string())], free_port(1))
     }
 
-    fn up(secure: bool) -> Broker {
-        // Three in a row: of the broker, its controller and the second listener.
-        let free = (0..50).find_map(|_| {
-            let first = TcpListener::bind("127.0.0.1:0").ok()?;
-            let port = first.local_addr().ok()?.port();
-            let others =
-                [port.checked_add(1)?, port.checked_add(2)?].map(|port| TcpListener::bind(("127.0.0.1", port)));
-            others.iter().all(Result::is_ok).then_some(port)
-        });
-        let port = free.expect("free ports");
-        let broker = Broker { port, secure, folder: tempfile::tempdir().unwrap() };
+    /// A broker that has a second listener, for clients behind the proxy.
+    pub fn behind(proxy: &Proxy) -> Broker {
+        let port = free_port(1);
+        proxy.lead_to(port + 3);
+        Broker::up(vec![("KAFKA_PROXY", proxy.port().to_string())], port)
+    }
+
+    fn up(settings: Vec<(&'static str, String)>, port: u16) -> Broker {
+        let broker = Broker { port, settings, folder: tempfile::tempdir().unwrap() };
         broker.run(&["up"]);
         broker
     }
@@ -57,10 +57,24 @@ impl Broker {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/kafka.sh");
         let mut command = Command::new(script);
         let command = command.args(args).env("KAFKA_PORT", self.port.to_string()).env("KAFKA_DIR", self.folder.path());
-        let command = command.env("KAFKA_NODES", "1").env("KAFKA_HEAP", "256m");
-        let output = command.env("KAFKA_SECURE", if self.secure { "yes" } else { "" }).output().unwrap();
+        command.env("KAFKA_HEAP", "256m").envs(self.settings.iter().map(|(name, value)| (name, value)));
+        let output = command.output().unwrap();
         assert!(output.status.success(), "kafka.sh {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
+}
+
+/// The first port of so many brokers: each has four in a row, of the broker, its controller and its second listeners, ten after
+/// those of the one before.
+fn free_port(brokers: u16) -> u16 {
+    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let free = (0..50).find_map(|_| {
+        let first = TcpListener::bind("127.0.0.1:0").ok()?;
+        let port = first.local_addr().ok()?.port();
+        drop(first);
+        let last = port.checked_add(10 * brokers)?;
+        (port..last).filter(|at| (at - port) % 10 < 4).all(is_free).then_some(port)
+    });
+    free.expect("free ports")
 }
 
 impl Drop for Broker {

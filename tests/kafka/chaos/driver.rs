@@ -96,6 +96,11 @@ impl Chaos {
         self.runs
     }
 
+    /// How many records of both topics have been read.
+    pub fn read(&self) -> usize {
+        self.vectors.len() + self.rejects.len()
+    }
+
     /// Starts the job.
     pub fn start(&mut self, workers: u64, failpoints: &str) -> Running {
         self.runs += 1;
@@ -176,36 +181,39 @@ impl Chaos {
     /// The same with a job that runs.
     pub fn finish_with(self, mut running: Running) -> Result<Service, String> {
         let silence = if self.flaw.is_some() { SILENCE_OF_THE_WRONG } else { SILENCE };
-        let oracle = self.writer.finish();
+        let Chaos { writer, vectors, rejects, service, runs, deaths, .. } = self;
+        let oracle = writer.finish();
         let all = oracle.expected.len() + oracle.poison.len();
-        let (mut grown, mut before) = (Instant::now() + SILENCE, 0);
         // One that was stopped before it reads has not started.
-        while (before < all || !running.err().contains("\"reading\"")) && grown.elapsed() < silence {
-            let now = self.vectors.len() + self.rejects.len();
+        until(&mut running, |running| running.err().contains("\"reading\""));
+        let (mut grown, mut before) = (Instant::now(), 0);
+        while before < all && grown.elapsed() < silence && running.runs() {
+            let now = vectors.len() + rejects.len();
             if now > before {
                 (grown, before) = (Instant::now(), now);
             }
-            if !running.runs() {
-                return Err(format!("the last run has ended: {}", running.err()));
-            }
             std::thread::sleep(Duration::from_millis(50));
         }
+        if !running.runs() {
+            return Err(format!("the last run has ended: {}", running.err()));
+        }
+        assert!(running.err().contains("\"reading\""), "it does not begin: {}", running.err());
         running.terminate();
         let said = running.end();
         if !said.status.success() {
             return Err(format!("the last run: {}: {}", said.status, said.err));
         }
-        let (vectors, rejects) = (self.vectors.finish(), self.rejects.finish());
-        check(&oracle, &self.service, &vectors, &rejects)?;
+        let (vectors, rejects) = (vectors.finish(), rejects.finish());
+        check(&oracle, &service, &vectors, &rejects)?;
         println!(
             "{} deaths ({}), {} generations, {} events, {} dead letters: 0 lost, 0 repeated",
-            self.runs - 1,
-            self.deaths.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", "),
-            self.runs,
+            runs - 1,
+            deaths.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", "),
+            runs,
             vectors.len(),
             rejects.len()
         );
-        Ok(self.service)
+        Ok(service)
     }
 }
 

@@ -1,0 +1,122 @@
+//! A network that fails between a job and its broker, while who writes the events and reads the outputs has another one.
+
+use super::super::own_broker::Broker;
+use super::super::proxy::{Network, Proxy, Request};
+use super::super::service::Service;
+use super::super::*;
+use super::driver::{Chaos, until};
+use crate::program::Running;
+use crate::random::{Random, seed, variable};
+
+/// How long a job waits for an answer whose transactions may be open for so long.
+const TRANSACTION_TIMEOUT: &str = "12s";
+const ANSWER_WAIT: Duration = Duration::from_secs(3);
+
+/// What happens to the network. It works again afterwards.
+#[derive(Debug, Clone, Copy)]
+enum Trouble {
+    /// All connections are reset.
+    Reset,
+    /// All connections are reset, and nobody can connect for a while.
+    Away,
+    /// Nothing passes for a while that is shorter than anybody waits.
+    Hiccup,
+    /// Nothing passes, until requests are made again.
+    Stall,
+    /// Requests pass and answers do not, until requests are made again.
+    Mute,
+    /// A request is carried out, and its answer is lost.
+    Swallow(Request),
+    /// The same, and the job is killed.
+    SwallowAndKill(Request),
+}
+
+const TROUBLES: [Trouble; 12] = [
+    Trouble::Reset,
+    Trouble::Away,
+    Trouble::Hiccup,
+    Trouble::Stall,
+    Trouble::Mute,
+    Trouble::Swallow(Request::EndTxn),
+    Trouble::SwallowAndKill(Request::EndTxn),
+    Trouble::Swallow(Request::Produce),
+    Trouble::Swallow(Request::AddPartitionsToTxn),
+    Trouble::SwallowAndKill(Request::TxnOffsetCommit),
+    Trouble::Swallow(Request::TxnOffsetCommit),
+    Trouble::Swallow(Request::AddOffsetsToTxn),
+];
+
+impl Trouble {
+    /// Has it happen.
+    fn befall(self, proxy: &Proxy) {
+        let long = ANSWER_WAIT + Duration::from_millis(1500);
+        let network = |network, pause| {
+            proxy.set(network);
+            if network == Network::Refuses {
+                proxy.cut();
+            }
+            std::thread::sleep(pause);
+            proxy.set(Network::Works);
+        };
+        match self {
+            Trouble::Reset => proxy.cut(),
+            Trouble::Away => network(Network::Refuses, Duration::from_secs(2)),
+            Trouble::Hiccup => network(Network::Stalls, ANSWER_WAIT / 3),
+            Trouble::Stall => network(Network::Stalls, long),
+            Trouble::Mute => network(Network::Mute, long),
+            Trouble::Swallow(request) | Trouble::SwallowAndKill(request) => proxy.swallow_answer(request),
+        }
+    }
+}
+
+/// A job behind a proxy, with a broker of its own.
+struct Behind {
+    proxy: Proxy,
+    chaos: Chaos,
+    running: Running,
+    _broker: Broker,
+}
+
+impl Behind {
+    fn start() -> Behind {
+        let proxy = Proxy::start();
+        let broker = Broker::behind(&proxy);
+        let service = Service::new(broker.address(), "chaos").set("TRANSACTION_TIMEOUT", TRANSACTION_TIMEOUT);
+        let mut chaos = Chaos::of(service.set("BROKERS", &proxy.address()), seed());
+        let running = chaos.start(2, "");
+        Behind { proxy, chaos, running, _broker: broker }
+    }
+
+    /// Waits until outputs come that were not there.
+    fn goes_on(&mut self) {
+        // What is committed just now may have been decided before.
+        let before = self.chaos.read() + 500;
+        until(&mut self.running, |_| self.chaos.read() > before);
+        assert!(self.running.runs() && self.chaos.read() > before, "it does not go on: {}", self.running.err());
+    }
+
+    fn lives_through(&mut self, trouble: Trouble) {
+        self.goes_on();
+        let begun = Instant::now();
+        trouble.befall(&self.proxy);
+        if let Trouble::SwallowAndKill(_) = trouble {
+            self.running = self.chaos.start(1 + self.chaos.runs() % 3, "");
+            self.chaos.died("answer lost");
+        }
+        self.goes_on();
+        println!("{trouble:?}: {:.1} s", begun.elapsed().as_secs_f64());
+    }
+}
+
+#[test]
+fn a_network_that_fails_costs_time_and_nothing_else() {
+    let mut behind = Behind::start();
+    for trouble in TROUBLES {
+        behind.lives_through(trouble);
+    }
+    let mut random = Random(seed());
+    for _ in 0..variable("KILLS").unwrap_or(0) / 4 {
+        behind.lives_through(TROUBLES[random.below(TROUBLES.len() as u64) as usize]);
+    }
+    behind.chaos.finish_with(behind.running).unwrap();
+}
