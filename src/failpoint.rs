@@ -1,14 +1,16 @@
-//! Failpoints: places in the commit protocol where a test has the process die or wait, and mistakes that a test has it
-//! make, to see that they are noticed.
+//! Failpoints: places in the commit protocol where a test has the process die or wait, troubles of its world, and mistakes that
+//! a test has it make, to see that they are noticed.
 //!
 //! Builds with debug assertions only; in a release build nothing is left of them. `MILLSTREAM_FAILPOINTS` says what happens,
-//! here: wait for 100 ms whenever a checkpoint is about to be written, die when the third manifest appears, forget the markers.
+//! here: wait for 100 ms whenever a checkpoint is about to be written, die when the third manifest appears, find the disk full while
+//! there is `/tmp/full`, forget the markers.
 //!
 //! ```text
-//! MILLSTREAM_FAILPOINTS="checkpoint-gathered=sleep:100,manifest-published=kill@3,no-marker"
+//! MILLSTREAM_FAILPOINTS="checkpoint-gathered=sleep:100,manifest-published=kill@3,disk-full=/tmp/full,no-marker"
 //! ```
 //! `tests/kafka/chaos.rs` has a job die at each of them.
 
+use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -107,6 +109,14 @@ names! {
     }
 }
 
+names! {
+    /// A trouble that lasts for as long as there is a file.
+    Trouble {
+        /// The disk of the state takes half of what is written, and says that it is full.
+        DiskFull = "disk-full",
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Action {
     /// Die when it is reached for this time.
@@ -119,6 +129,7 @@ enum Action {
 struct Failpoints {
     points: Vec<(Point, Action, AtomicU64)>,
     flaws: Vec<Flaw>,
+    troubles: Vec<(Trouble, PathBuf)>,
 }
 
 static SET: LazyLock<Failpoints> = LazyLock::new(|| {
@@ -134,6 +145,10 @@ fn parse(text: &str) -> Result<Failpoints, String> {
         let (name, action) = part.split_once('=').unwrap_or((part, ""));
         let point = Point::ALL.iter().find(|point| point.name() == name);
         let flaw = Flaw::ALL.iter().find(|flaw| flaw.name() == name);
+        if let Some(trouble) = Trouble::ALL.iter().find(|trouble| trouble.name() == name) {
+            set.troubles.push((*trouble, action.into()));
+            continue;
+        }
         let action = || {
             let (what, at) = action.split_once('@').map_or((action, None), |(what, at)| (what, Some(at)));
             let at = at.map(str::parse).transpose().ok()?;
@@ -175,6 +190,11 @@ pub fn reached(point: Point) {
     }
 }
 
+/// Whether there is the trouble now.
+pub fn lasts(trouble: Trouble) -> bool {
+    cfg!(debug_assertions) && SET.troubles.iter().any(|(set, path)| *set == trouble && path.exists())
+}
+
 /// Whether the mistake is to be made.
 pub fn has(flaw: Flaw) -> bool {
     cfg!(debug_assertions) && SET.flaws.contains(&flaw)
@@ -186,13 +206,14 @@ mod tests {
 
     #[test]
     fn what_is_no_failpoint_is_named() {
-        let set = parse("table-staged=kill@3,no-redo,,marker-sent=sleep:20").unwrap();
+        let set = parse("table-staged=kill@3,no-redo,,marker-sent=sleep:20,disk-full=/tmp/full").unwrap();
         let points: Vec<_> = set.points.iter().map(|(point, action, _)| (*point, *action)).collect();
         let expected = [
             (Point::TableStaged, Action::Kill(3)),
             (Point::MarkerSent, Action::Sleep(Duration::from_millis(20), None)),
         ];
         assert_eq!((&points[..], &set.flaws[..]), (&expected[..], &[Flaw::NoRedo][..]));
+        assert_eq!(set.troubles, [(Trouble::DiskFull, PathBuf::from("/tmp/full"))]);
         for wrong in ["table-staged", "table-staged=kill", "no-redo=kill@1", "nothing", "marker-sent=sleep:x"] {
             assert_eq!(parse(&format!("no-cut,{wrong}")).unwrap_err(), wrong);
         }

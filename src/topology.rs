@@ -323,6 +323,9 @@ pub struct Engine {
     /// backlog goes on slowly, and says so; too large, and a backlog may have the process killed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Bytes>,
+    /// How long the place of the state may refuse (a full disk, a store that does not answer) before the job ends. The sources
+    /// are held meanwhile. A sink's `transaction_timeout` must be longer, or its transactions end first, and the job with them.
+    pub state_timeout: Millis,
     /// Address of `/metrics`, `/livez`, `/readyz` and `/v1/features`.
     pub http: String,
     /// Longest time a stop may take to finish the records in flight.
@@ -360,6 +363,7 @@ impl Default for Engine {
             state: "state".into(),
             s3: S3::default(),
             memory: None,
+            state_timeout: Millis(60_000),
             http: "127.0.0.1:9464".into(),
             shutdown_timeout: Millis(25_000),
             spin_micros: 100,

@@ -65,3 +65,36 @@ fn metrics_that_pages_name_exist() {
         assert!(millstream::metrics::catalogue::CATALOGUE.iter().any(|metric| metric.name == name), "`{name}`");
     }
 }
+
+/// A page that says which test shows something names one that is there.
+#[test]
+fn tests_that_pages_name_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut sources = String::new();
+    for folder in ["src", "tests", "operators"] {
+        read_sources(&root.join(folder), &mut sources);
+    }
+    for page in ["ARCHITECTURE.md", "docs/reliability.md"] {
+        let text = std::fs::read_to_string(root.join(page)).expect("the page is there");
+        let is_sentence = |word: &&str| {
+            word.matches('_').count() >= 3
+                && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        };
+        let named: Vec<&str> = text.split('`').filter(is_sentence).collect();
+        assert!(named.len() > 10, "{page} names only {named:?}");
+        let missing: Vec<_> = named.iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
+        assert!(missing.is_empty(), "{page} names tests that are not there: {missing:?}");
+    }
+}
+
+/// The text of all Rust files below `folder`.
+fn read_sources(folder: &Path, to: &mut String) {
+    for entry in std::fs::read_dir(folder).expect("a folder can be listed") {
+        let path = entry.expect("an entry can be read").path();
+        if path.is_dir() {
+            read_sources(&path, to);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            to.push_str(&std::fs::read_to_string(&path).expect("a source can be read"));
+        }
+    }
+}

@@ -76,7 +76,8 @@ fn options() -> AdminOptions {
 }
 
 fn create(brokers: &str, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
-    let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+    // As many replicas as the brokers have by default: their number, one or three.
+    let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
     for (name, value) in settings {
         new = new.set(name, value);
     }

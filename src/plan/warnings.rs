@@ -3,6 +3,8 @@
 use millstream_operators::error::ConfigError;
 
 use super::planner::Planner;
+use crate::sinks::SinkKind;
+use crate::sinks::kafka::Delivery;
 
 /// Adds a warning for every node whose work nobody sees, and for rejects that nobody keeps.
 pub(super) fn warn(planner: &mut Planner) {
@@ -52,6 +54,18 @@ pub(super) fn warn(planner: &mut Planner) {
     if !signals && !topology.drift.is_empty() {
         let hint = "add a sink with `from: drift`; the metrics show drift in any case";
         warn("drift".to_string(), "no sink takes the drift signals".to_string(), hint);
+    }
+    let state_timeout = topology.engine.state_timeout;
+    for (name, sink) in &topology.sinks {
+        let SinkKind::Kafka(kafka) = &sink.to else { continue };
+        let timeout = kafka.transaction_timeout;
+        if kafka.delivery == Delivery::ExactlyOnce && timeout <= state_timeout {
+            let message = format!(
+                "transactions end after {timeout}, and the job with them, but a full disk would be waited for {state_timeout}"
+            );
+            let path = format!("sinks.{name}.to.kafka.transaction_timeout");
+            warn(path, message, "make it longer than `engine.state_timeout`");
+        }
     }
     planner.warnings.extend(found);
 }

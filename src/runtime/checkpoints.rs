@@ -32,8 +32,6 @@ use crate::plan::Plan;
 use crate::provenance::Origins;
 use crate::replay::Cuts;
 
-/// How long a full disk, or a store that is away, is waited for before the job ends.
-const REFUSED_WAIT: Duration = Duration::from_secs(60);
 /// How long to wait before the next try.
 const RETRY: Duration = Duration::from_secs(1);
 /// Memory of changes and outputs for which a checkpoint is written before its time.
@@ -271,7 +269,7 @@ impl Gathering {
     fn refused(&mut self, error: CheckpointError) -> bool {
         CHECKPOINTS.of(["failed"]).increment(1);
         let since = *self.refused_since.get_or_insert_with(Instant::now);
-        if error.may_pass() && since.elapsed() < REFUSED_WAIT {
+        if error.may_pass() && since.elapsed() < self.start.plan.engine.state_timeout.duration() {
             tracing::error!(%error, "the checkpoint is tried again; sources are held meanwhile");
             self.due = Instant::now() + RETRY;
             return true;

@@ -17,6 +17,7 @@ pub mod driver;
 mod frozen;
 mod network;
 mod oracle;
+mod storage;
 pub mod world;
 
 const PARTITIONS: i32 = 3;

@@ -16,17 +16,17 @@ pub struct Broker {
 impl Broker {
     /// A broker that lets everybody in.
     pub fn plain() -> Broker {
-        Broker::up(Vec::new(), free_port(1))
+        Broker::up(Vec::new(), free_port())
     }
 
     /// A broker that has a second listener, with TLS and passwords.
     pub fn secure() -> Broker {
-        Broker::up(vec![("KAFKA_SECURE", "yes".to_string())], free_port(1))
+        Broker::up(vec![("KAFKA_SECURE", "yes".to_string())], free_port())
     }
 
     /// A broker that has a second listener, for clients behind the proxy.
     pub fn behind(proxy: &Proxy) -> Broker {
-        let port = free_port(1);
+        let port = free_port();
         proxy.lead_to(port + 3);
         Broker::up(vec![("KAFKA_PROXY", proxy.port().to_string())], port)
     }
@@ -63,16 +63,14 @@ impl Broker {
     }
 }
 
-/// The first port of so many brokers: each has four in a row, of the broker, its controller and its second listeners, ten after
-/// those of the one before.
-fn free_port(brokers: u16) -> u16 {
+/// The first of four free ports in a row: of the broker, its controller and its second listeners.
+fn free_port() -> u16 {
     let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     let free = (0..50).find_map(|_| {
         let first = TcpListener::bind("127.0.0.1:0").ok()?;
         let port = first.local_addr().ok()?.port();
         drop(first);
-        let last = port.checked_add(10 * brokers)?;
-        (port..last).filter(|at| (at - port) % 10 < 4).all(is_free).then_some(port)
+        (port..port.checked_add(4)?).all(is_free).then_some(port)
     });
     free.expect("free ports")
 }

@@ -40,6 +40,8 @@ pub enum Request {
 
 /// Nothing is swallowed.
 const NONE: i32 = -1;
+/// What is no request to Kafka.
+const OTHER: i32 = -2;
 
 /// A proxy on loopback.
 pub struct Proxy {
@@ -139,9 +141,12 @@ impl Line {
     async fn requests(&self, from: &TcpStream, to: &TcpStream, mute: &AtomicBool) -> Result<()> {
         let mut network = self.network.subscribe();
         let mut waiting = Vec::new();
+        read(from, &mut waiting).await?;
+        // What the first byte of a request to Kafka is not: see `first_request`.
+        let is_text = waiting.first().is_some_and(u8::is_ascii_alphabetic);
+        let first = |bytes: &[u8]| if is_text { whole(bytes) } else { first_request(bytes) };
         loop {
-            read(from, &mut waiting).await?;
-            while let Some((kind, length)) = first_request(&waiting) {
+            while let Some((kind, length)) = first(&waiting) {
                 let passes = |network: &Network| matches!(network, Network::Works | Network::Mute | Network::Refuses);
                 // The proxy outlives its connections.
                 _ = network.wait_for(passes).await;
@@ -150,6 +155,7 @@ impl Line {
                 write(to, &waiting[..length]).await?;
                 waiting.drain(..length);
             }
+            read(from, &mut waiting).await?;
         }
     }
 
@@ -173,6 +179,11 @@ fn first_request(bytes: &[u8]) -> Option<(i32, usize)> {
     let length = i32::from_be_bytes(*bytes.first_chunk()?) as usize + 4;
     let kind = i16::from_be_bytes(*bytes.get(4..)?.first_chunk()?);
     (bytes.len() >= length).then_some((i32::from(kind), length))
+}
+
+/// All that there is of another protocol.
+fn whole(bytes: &[u8]) -> Option<(i32, usize)> {
+    (!bytes.is_empty()).then_some((OTHER, bytes.len()))
 }
 
 async fn read(from: &TcpStream, to: &mut Vec<u8>) -> Result<()> {

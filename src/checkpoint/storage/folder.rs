@@ -8,7 +8,7 @@ use std::time::UNIX_EPOCH;
 
 use super::{Created, Found, Output, Storage};
 use crate::checkpoint::error::{CheckpointError, tried};
-use crate::failpoint::{self, Point};
+use crate::failpoint::{self, Point, Trouble};
 
 /// Bytes of a long file that are synced at once, so that the sync of an epoch need not wait for all of it.
 const SYNC_BYTES: u64 = 8 << 20;
@@ -76,7 +76,7 @@ impl Storage for Folder {
         make_parent(&path)?;
         let draft = path.with_extension("tmp");
         let mut file = tried(File::create(&draft), "make", &draft)?;
-        tried(file.write_all(bytes).and_then(|()| file.sync_all()), "write", &draft)?;
+        tried(write_all(&mut file, bytes).and_then(|()| file.sync_all()), "write", &draft)?;
         failpoint::reached(Point::ManifestDrafted);
         // A link, unlike a rename, never replaces: two writers can't both believe that theirs is the file.
         match fs::hard_link(&draft, &path) {
@@ -121,7 +121,7 @@ struct Appended {
 
 impl Output for Appended {
     fn write(&mut self, bytes: &[u8]) -> Result<(), CheckpointError> {
-        tried(self.file.write_all(bytes), "write", &self.path)?;
+        tried(write_all(&mut self.file, bytes), "write", &self.path)?;
         self.unsynced += bytes.len() as u64;
         if self.unsynced > SYNC_BYTES {
             self.unsynced = 0;
@@ -154,6 +154,14 @@ fn make_parent(path: &Path) -> Result<(), CheckpointError> {
     let Some(folder) = path.parent().filter(|folder| !folder.is_dir()) else { return Ok(()) };
     tried(fs::create_dir_all(folder), "make", folder)?;
     sync_parent(folder)
+}
+
+fn write_all(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    if failpoint::lasts(Trouble::DiskFull) {
+        file.write_all(&bytes[..bytes.len() / 2])?;
+        return Err(ErrorKind::StorageFull.into());
+    }
+    file.write_all(bytes)
 }
 
 fn sync_parent(path: &Path) -> Result<(), CheckpointError> {

@@ -143,6 +143,21 @@ impl Chaos {
         println!("run {}: {workers} workers, {death:?}, {} events written", self.runs, self.writer.written());
     }
 
+    /// Kills the job and starts it again.
+    pub fn restart(&mut self, running: Running, workers: u64) -> Running {
+        drop(running);
+        self.died("killed");
+        self.start(workers, "")
+    }
+
+    /// Waits until outputs come that were not there.
+    pub fn goes_on(&self, running: &mut Running) {
+        // What is committed just now may have been decided before.
+        let before = self.read() + 500;
+        until(running, |_| self.read() > before);
+        assert!(running.runs() && self.read() > before, "it does not go on: {}", running.err());
+    }
+
     /// Counts a death.
     pub fn died(&mut self, name: &str) {
         *self.deaths.entry(name.to_string()).or_default() += 1;

@@ -4,7 +4,7 @@ use super::super::own_broker::Broker;
 use super::super::proxy::{Network, Proxy, Request};
 use super::super::service::Service;
 use super::super::*;
-use super::driver::{Chaos, until};
+use super::driver::Chaos;
 use crate::program::Running;
 use crate::random::{Random, seed, variable};
 
@@ -87,24 +87,17 @@ impl Behind {
         Behind { proxy, chaos, running, _broker: broker }
     }
 
-    /// Waits until outputs come that were not there.
-    fn goes_on(&mut self) {
-        // What is committed just now may have been decided before.
-        let before = self.chaos.read() + 500;
-        until(&mut self.running, |_| self.chaos.read() > before);
-        assert!(self.running.runs() && self.chaos.read() > before, "it does not go on: {}", self.running.err());
-    }
-
-    fn lives_through(&mut self, trouble: Trouble) {
-        self.goes_on();
+    fn lives_through(mut self, trouble: Trouble) -> Behind {
+        self.chaos.goes_on(&mut self.running);
         let begun = Instant::now();
         trouble.befall(&self.proxy);
         if let Trouble::SwallowAndKill(_) = trouble {
-            self.running = self.chaos.start(1 + self.chaos.runs() % 3, "");
-            self.chaos.died("answer lost");
+            let workers = 1 + self.chaos.runs() % 3;
+            self.running = self.chaos.restart(self.running, workers);
         }
-        self.goes_on();
+        self.chaos.goes_on(&mut self.running);
         println!("{trouble:?}: {:.1} s", begun.elapsed().as_secs_f64());
+        self
     }
 }
 
@@ -112,11 +105,11 @@ impl Behind {
 fn a_network_that_fails_costs_time_and_nothing_else() {
     let mut behind = Behind::start();
     for trouble in TROUBLES {
-        behind.lives_through(trouble);
+        behind = behind.lives_through(trouble);
     }
     let mut random = Random(seed());
     for _ in 0..variable("KILLS").unwrap_or(0) / 4 {
-        behind.lives_through(TROUBLES[random.below(TROUBLES.len() as u64) as usize]);
+        behind = behind.lives_through(TROUBLES[random.below(TROUBLES.len() as u64) as usize]);
     }
     behind.chaos.finish_with(behind.running).unwrap();
 }
