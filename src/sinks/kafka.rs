@@ -32,6 +32,9 @@ pub use topic::EVENT_TIME_HEADER;
 /// How long `open` waits for a broker. One that is away later or longer is backpressure, not an error.
 const OPEN_WAIT: Duration = Duration::from_secs(5);
 
+/// How long a transactional producer keeps a connection that nobody uses.
+const IDLE_MAX: Duration = Duration::from_secs(5);
+
 /// What a reader of the topic may rely on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -145,10 +148,16 @@ impl KafkaSink {
                 .set("transactional.id", id)
                 .set("transaction.timeout.ms", timeout.to_string())
                 .set("message.timeout.ms", timeout.to_string());
-            if !self.options.0.contains_key("socket.timeout.ms") {
+            let is_free = |option| !self.options.0.contains_key(option);
+            if is_free("socket.timeout.ms") {
                 // librdkafka would wait for an answer until the transaction is over: one that is lost must not cost it.
                 let wait = (timeout / 4).clamp(1_000, kafka::ANSWER_WAIT.as_millis() as i64);
                 config.set("socket.timeout.ms", wait.to_string());
+            }
+            if is_free("connections.max.idle.ms") {
+                // When the group's coordinator dies, librdkafka may wait for it without end, whatever time it was given, and
+                // asks who has taken its place when the next connection comes or goes: it makes sure that one does.
+                config.set("connections.max.idle.ms", IDLE_MAX.as_millis().to_string());
             }
         }
         let topic = Topic::new(self, open, &config)?;

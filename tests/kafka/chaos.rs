@@ -13,6 +13,7 @@ use super::*;
 use crate::random::{Random, seed, variable};
 use driver::{Chaos, Death};
 
+mod cluster;
 pub mod driver;
 mod frozen;
 mod network;
@@ -102,9 +103,9 @@ fn deaths_for(flaw: Flaw) -> (&'static str, &'static [Death]) {
     const WORKING: Death = Death::Working(Duration::from_millis(400));
     const LONGER: Death = Death::Working(Duration::from_millis(1500));
     match flaw {
-        // The manifest takes its time.
-        Flaw::CommitFirst => ("checkpoint-gathered=sleep:300", &[Death::At(TransactionCommitted, 10)]),
-        Flaw::TableFirst => ("checkpoint-gathered=sleep:300", &[Death::At(TableCommitted, 1)]),
+        // The manifest takes its time, also in the eyes of a machine that is busy.
+        Flaw::CommitFirst => ("checkpoint-gathered=sleep:1500", &[Death::At(TransactionCommitted, 10)]),
+        Flaw::TableFirst => ("checkpoint-gathered=sleep:1500", &[Death::At(TableCommitted, 1)]),
         Flaw::NoMarker => ("", &[Death::At(TransactionCommitted, 10)]),
         Flaw::NoRedo | Flaw::DropLast | Flaw::NoTableRedo => ("", &[Death::At(ManifestPublished, 6)]),
         Flaw::NoOrder | Flaw::WriteTwice => ("", &[LONGER]),

@@ -9,6 +9,7 @@ use super::proxy::Proxy;
 /// Brokers of one test; stopped, and their data deleted, when dropped.
 pub struct Broker {
     port: u16,
+    count: u16,
     settings: Vec<(&'static str, String)>,
     folder: tempfile::TempDir,
 }
@@ -16,30 +17,36 @@ pub struct Broker {
 impl Broker {
     /// A broker that lets everybody in.
     pub fn plain() -> Broker {
-        Broker::up(Vec::new(), free_port())
+        Broker::up(1, free_port(1), Vec::new())
     }
 
     /// A broker that has a second listener, with TLS and passwords.
     pub fn secure() -> Broker {
-        Broker::up(vec![("KAFKA_SECURE", "yes".to_string())], free_port())
+        Broker::up(1, free_port(1), vec![("KAFKA_SECURE", "yes".to_string())])
+    }
+
+    /// Three brokers that let everybody in, each also a controller.
+    pub fn cluster() -> Broker {
+        Broker::up(3, free_port(3), Vec::new())
     }
 
     /// A broker that has a second listener, for clients behind the proxy.
     pub fn behind(proxy: &Proxy) -> Broker {
-        let port = free_port();
+        let port = free_port(1);
         proxy.lead_to(port + 3);
-        Broker::up(vec![("KAFKA_PROXY", proxy.port().to_string())], port)
+        Broker::up(1, port, vec![("KAFKA_PROXY", proxy.port().to_string())])
     }
 
-    fn up(settings: Vec<(&'static str, String)>, port: u16) -> Broker {
-        let broker = Broker { port, settings, folder: tempfile::tempdir().unwrap() };
+    fn up(count: u16, port: u16, settings: Vec<(&'static str, String)>) -> Broker {
+        let broker = Broker { port, count, settings, folder: tempfile::tempdir().unwrap() };
         broker.run(&["up"]);
         broker
     }
 
-    /// Where it lets everybody in.
+    /// Where they let everybody in.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        let ports = (0..self.count).map(|broker| self.port + 10 * broker);
+        ports.map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>().join(",")
     }
 
     /// Where it asks for passwords.
@@ -57,20 +64,24 @@ impl Broker {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/kafka.sh");
         let mut command = Command::new(script);
         let command = command.args(args).env("KAFKA_PORT", self.port.to_string()).env("KAFKA_DIR", self.folder.path());
-        command.env("KAFKA_HEAP", "256m").envs(self.settings.iter().map(|(name, value)| (name, value)));
+        command
+            .env("KAFKA_NODES", self.count.to_string())
+            .env("KAFKA_HEAP", "256m")
+            .envs(self.settings.iter().map(|(name, value)| (name, value)));
         let output = command.output().unwrap();
         assert!(output.status.success(), "kafka.sh {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
 
-/// The first of four free ports in a row: of the broker, its controller and its second listeners.
-fn free_port() -> u16 {
+/// The first port of so many brokers. Each has four in a row, of the broker, its controller and its second listeners, ten after
+/// those of the one before.
+fn free_port(brokers: u16) -> u16 {
     let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     let free = (0..50).find_map(|_| {
         let first = TcpListener::bind("127.0.0.1:0").ok()?;
         let port = first.local_addr().ok()?.port();
         drop(first);
-        (port..port.checked_add(4)?).all(is_free).then_some(port)
+        (port..port.checked_add(10 * brokers)?).filter(|at| (at - port) % 10 < 4).all(is_free).then_some(port)
     });
     free.expect("free ports")
 }

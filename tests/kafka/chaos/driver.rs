@@ -15,6 +15,8 @@ use crate::program::{Running, Said};
 const SILENCE: Duration = Duration::from_secs(20);
 /// The same for a job that is known to be wrong.
 const SILENCE_OF_THE_WRONG: Duration = Duration::from_secs(3);
+/// How long something is waited for that comes.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How often something is looked at that is waited for.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -248,7 +250,7 @@ fn check(oracle: &Oracle, service: &Service, vectors: &[Vec<u8>], rejects: &[Vec
 
 /// Waits until it is `done`, the job has ended, or it has been long enough.
 pub fn until(running: &mut Running, done: impl Fn(&Running) -> bool) {
-    let deadline = Instant::now() + LONG;
+    let deadline = Instant::now() + PATIENCE;
     while running.runs() && !done(running) && Instant::now() < deadline {
         std::thread::sleep(LOOK);
     }
