@@ -63,6 +63,19 @@ pub struct Records {
 }
 
 impl Records {
+    /// The records of several, which have the same headers and all have keys or none, in order.
+    pub fn concat<'a>(all: impl IntoIterator<Item = &'a Records>) -> Records {
+        let mut whole = Records::default();
+        for records in all.into_iter().filter(|records| !records.is_empty()) {
+            append(&mut whole.values, &mut whole.value_ends, &records.values, &records.value_ends);
+            append(&mut whole.keys, &mut whole.key_ends, &records.keys, &records.key_ends);
+            append(&mut whole.headers, &mut whole.header_ends, &records.headers, &records.header_ends);
+            whole.event_times.extend_from_slice(&records.event_times);
+            whole.header_names.clone_from(&records.header_names);
+        }
+        whole
+    }
+
     /// The records as bytes, for a checkpoint.
     pub fn to_bytes(&self) -> Vec<u8> {
         postcard::to_allocvec(self).expect("plain data serializes into memory")
@@ -105,6 +118,13 @@ impl Records {
     pub fn header(&self, i: usize, h: usize) -> &[u8] {
         part(&self.headers, &self.header_ends, i * self.header_names.len() + h)
     }
+}
+
+/// Adds a packed list to another.
+fn append(to: &mut Vec<u8>, to_ends: &mut Vec<usize>, bytes: &[u8], ends: &[usize]) {
+    let start = to.len();
+    to_ends.extend(ends.iter().map(|end| start + end));
+    to.extend_from_slice(bytes);
 }
 
 /// Entry `i` of a packed list.
@@ -239,4 +259,36 @@ pub enum SinkError {
         /// What was tried and what the broker said.
         detail: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records(first: usize, count: usize, has_keys: bool) -> Records {
+        let mut records = Records { header_names: vec!["id".into(), "epoch".into()], ..Records::default() };
+        for n in first..first + count {
+            let texts = [format!("value {n}"), n.to_string(), "7".to_string()].map(String::into_bytes);
+            append(&mut records.values, &mut records.value_ends, &texts[0], &[texts[0].len()]);
+            if has_keys {
+                append(&mut records.keys, &mut records.key_ends, &texts[1], &[texts[1].len()]);
+            }
+            append(&mut records.headers, &mut records.header_ends, &texts[1], &[texts[1].len()]);
+            append(&mut records.headers, &mut records.header_ends, &texts[2], &[1]);
+            records.event_times.push(n as i64);
+        }
+        records
+    }
+
+    #[test]
+    fn records_of_several_are_the_same_records() {
+        for has_keys in [true, false] {
+            let some = [records(0, 3, has_keys), records(3, 9, has_keys), Records::default()];
+            let whole = Records::concat(&some);
+            assert_eq!(whole, records(0, 12, has_keys));
+            assert_eq!((whole.value(10), whole.header(10, 0)), (&b"value 10"[..], &b"10"[..]));
+            assert_eq!(Records::from_bytes(&whole.to_bytes()), Ok(whole));
+        }
+        assert_eq!(Records::concat(&[]), Records::default());
+    }
 }

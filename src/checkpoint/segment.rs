@@ -6,7 +6,8 @@
 //! block: kind u8 · epoch u64 · name length u16 · name · part u16 · length u64 · bytes · XXH3 of the block so far u64
 //! block ...
 //! ```
-//! Numbers are little-endian. A manifest knows how many bytes of the file are its own, their number of blocks and their
+//! The bytes of outputs are compressed (zstd) where that makes them fewer, and the kind says so: names, headers and columns
+//! repeat themselves. Numbers are little-endian. A manifest knows how many bytes of the file are its own, their number of blocks and their
 //! XXH3; what stands behind them belongs to a later checkpoint or to none.
 
 use std::collections::BTreeSet;
@@ -170,20 +171,36 @@ impl Appender {
 /// Bytes handed to the operating system at once, but for a single block that has more.
 const WRITE_BYTES: usize = 1 << 20;
 
+/// Added to the kind of a block whose bytes are compressed.
+const COMPRESSED: u8 = 0x80;
+/// The fastest that zstd offers without a loss of much: what repeats is found at any level.
+const LEVEL: i32 = 1;
+
+/// The bytes of a block, if compressed they are fewer. State is left as it is: what happens to keys hardly repeats itself, and a
+/// start reads all of it.
+fn compressed(block: &Block) -> Option<Vec<u8>> {
+    let worth = block.kind != Kind::State && block.bytes.len() > 256;
+    let bytes = worth.then(|| zstd::bulk::compress(&block.bytes, LEVEL).ok()).flatten();
+    bytes.filter(|bytes| bytes.len() < block.bytes.len())
+}
+
 fn encode(block: &Block, to: &mut Vec<u8>) -> io::Result<()> {
     let start = to.len();
     let length = u16::try_from(block.name.len()).map_err(|_| io::Error::other("a name is too long"))?;
-    to.push(match block.kind {
+    let kind = match block.kind {
         Kind::State => 1,
         Kind::Outbox => 2,
         Kind::Offline => 3,
-    });
+    };
+    let compressed = compressed(block);
+    let bytes = compressed.as_ref().unwrap_or(&block.bytes);
+    to.push(if compressed.is_some() { kind | COMPRESSED } else { kind });
     to.extend_from_slice(&block.epoch.to_le_bytes());
     to.extend_from_slice(&length.to_le_bytes());
     to.extend_from_slice(block.name.as_bytes());
     to.extend_from_slice(&block.part.to_le_bytes());
-    to.extend_from_slice(&(block.bytes.len() as u64).to_le_bytes());
-    to.extend_from_slice(&block.bytes);
+    to.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+    to.extend_from_slice(bytes);
     let checksum = xxh3_64(&to[start..]);
     to.extend_from_slice(&checksum.to_le_bytes());
     Ok(())
@@ -263,11 +280,12 @@ impl<'a, R: Read> Scan<'a, R> {
 
     fn block(&mut self) -> Result<Block, Problem> {
         self.of_block = Xxh3::new();
-        let kind = match self.array()? {
-            [1] => Kind::State,
-            [2] => Kind::Outbox,
-            [3] => Kind::Offline,
-            [kind] => return Err(Problem::Damage(format!("is of kind {kind}, which is not known"))),
+        let [stored] = self.array()?;
+        let kind = match stored & !COMPRESSED {
+            1 => Kind::State,
+            2 => Kind::Outbox,
+            3 => Kind::Offline,
+            kind => return Err(Problem::Damage(format!("is of kind {kind}, which is not known"))),
         };
         let epoch = u64::from_le_bytes(self.array()?);
         let length = u16::from_le_bytes(self.array()?);
@@ -282,6 +300,11 @@ impl<'a, R: Read> Scan<'a, R> {
             let detail = format!("(`{name}`, part {part}, epoch {epoch}) does not have its checksum");
             return Err(Problem::Damage(detail));
         }
+        let bytes = match stored & COMPRESSED {
+            0 => bytes,
+            _ => zstd::stream::decode_all(&bytes[..])
+                .map_err(|error| Problem::Damage(format!("(`{name}`, part {part}) is not compressed: {error}")))?,
+        };
         let name = self.names.get(name).cloned().unwrap_or_else(|| name.into());
         self.names.insert(name.clone());
         Ok(Block { kind, name, part, epoch, bytes })

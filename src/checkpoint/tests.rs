@@ -348,6 +348,19 @@ fn every_flip_and_every_cut_is_an_error() {
     });
 }
 
+/// Outputs repeat names and headers from record to record.
+#[test]
+fn outputs_are_compressed() {
+    in_process(|place| {
+        let records: String = (0..1000).map(|id| format!(r#"{{"id":{id},"score":0.5,"model":"delay@3"}}"#)).collect();
+        let mut store = store(place);
+        for kind in [Kind::Outbox, Kind::Offline] {
+            let written = store.append(&[block(kind, "out", 0, 1, records.clone().into())]).unwrap();
+            assert!(written * 5 < records.len() as u64, "{written} bytes of {}", records.len());
+        }
+    });
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -363,11 +376,11 @@ proptest! {
 
     #[test]
     fn any_blocks_come_back(
-        written in prop::collection::vec((0..3_u8, "[a-z.é]{0,9}", any::<u16>(), any::<u64>(), prop::collection::vec(any::<u8>(), 0..50)), 0..9),
+        written in prop::collection::vec((0..3_u8, "[a-z.é]{0,9}", any::<u16>(), any::<u64>(), (prop::collection::vec(any::<u8>(), 0..50), 1..20_usize)), 0..9),
     ) {
         let kinds = [Kind::State, Kind::Outbox, Kind::Offline];
         let blocks: Vec<Block> = written.into_iter()
-            .map(|(kind, name, part, epoch, bytes)| block(kinds[kind as usize], &name, part, epoch, bytes)).collect();
+            .map(|(kind, name, part, epoch, (bytes, times))| block(kinds[kind as usize], &name, part, epoch, bytes.repeat(times))).collect();
         everywhere(|place| {
             let mut store = store(place);
             let (first, second) = blocks.split_at(blocks.len() / 2);

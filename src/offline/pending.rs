@@ -33,11 +33,12 @@ pub struct PendingRows {
     pub origins: Origins,
 }
 
-/// The batch as bytes.
+/// The rows of some batches of one schema as bytes.
 ///
 /// # Errors
 /// If Arrow can't write a column.
-pub fn encode(batch: &Batch, origins: &Origins) -> Result<Vec<u8>, ArrowError> {
+pub fn encode(batches: &[Batch], origins: &Origins) -> Result<Vec<u8>, ArrowError> {
+    let batch = Batch::concat(batches)?.ok_or_else(|| ArrowError::InvalidArgumentError("no batch".into()))?;
     let (mut names, mut index) = (Vec::new(), HashMap::new());
     let mut rows = Vec::with_capacity(batch.len());
     for row in batch.rows.iter() {
@@ -105,7 +106,11 @@ mod tests {
         };
         let batch = Batch::new(records, (0..3).map(row).collect::<Vec<_>>());
         let model = Some(ModelInfo { name: "delay".into(), version: "3".into() });
-        let bytes = encode(&batch, &Origins { partitions: here.clone(), model: model.clone() }).unwrap();
+        let bytes = encode(
+            &[batch.slice(0, 1), batch.slice(1, 2)],
+            &Origins { partitions: here.clone(), model: model.clone() },
+        )
+        .unwrap();
         let PendingRows { batch: back, origins } = decode(&bytes, &there).unwrap();
         assert_eq!(origins.model, model);
         assert_eq!(format!("{:?}", back.records), format!("{:?}", batch.records));
@@ -118,5 +123,30 @@ mod tests {
         };
         assert_eq!(named(&back, &there), named(&batch, &here));
         assert!((0..bytes.len()).all(|cut| decode(&bytes[..cut], &there).is_err()));
+    }
+
+    /// A batch has as many rows as came at once, under a light load one; each as a stream of its own would be kilobytes.
+    #[test]
+    fn rows_of_many_small_batches_cost_little_more_than_their_values() {
+        let names: Vec<String> = (0..30).map(|n| format!("card.amount_mean_{n}m")).collect();
+        let one = |i: usize| {
+            let column = |_| Arc::new(Float64Array::from(vec![i as f64 / 3.0])) as _;
+            let records = RecordBatch::try_from_iter(names.iter().map(|name| (name, column(name)))).unwrap();
+            Batch::new(
+                records,
+                vec![Row { source: 0, partition: 0, offset: i as i64, event_time: 5, arrived_micros: 6 }],
+            )
+        };
+        let partitions = Arc::new(Partitions::default());
+        partitions.number("payments", 0);
+        let origins = Origins { partitions: partitions.clone(), model: None };
+        let batches: Vec<Batch> = (0..1000).map(one).collect();
+        let bytes = encode(&batches, &origins).unwrap();
+        let alone = encode(&batches[..1], &origins).unwrap();
+        assert!(bytes.len() < 1000 * (30 * 8 + 40), "{} bytes a row, {} alone", bytes.len() / 1000, alone.len());
+        assert!(alone.len() > 3000, "{}", alone.len());
+        let back = decode(&bytes, &partitions).unwrap().batch;
+        assert_eq!(back.records, Batch::concat(&batches).unwrap().unwrap().records);
+        assert!(encode(&[], &origins).is_err());
     }
 }

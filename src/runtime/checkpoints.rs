@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use millstream_operators::Batch;
 
 use super::board::Board;
 use super::ledger::{Part, Word};
@@ -31,6 +32,7 @@ use crate::offline;
 use crate::plan::Plan;
 use crate::provenance::Origins;
 use crate::replay::Cuts;
+use crate::sinks::Records;
 
 /// How long to wait before the next try.
 const RETRY: Duration = Duration::from_secs(1);
@@ -282,27 +284,15 @@ impl Gathering {
 
     /// Takes up what a participant left of an epoch.
     fn take(&mut self, epoch: u64, participant: usize, part: Part) {
+        self.take_rows(epoch, participant as u16, part.offline);
         let board = &self.start.board;
         let lost = |block: &Block| failpoint::has(Flaw::LoseState) && !block.part.is_multiple_of(2);
         self.blocks.extend(part.state.into_iter().filter(|block| !lost(block)));
         for (sink, writer, records) in part.outbox {
             let dropped = usize::from(failpoint::has(Flaw::DropLast));
-            for records in &records[..records.len().saturating_sub(dropped)] {
-                let bytes = records.to_bytes();
-                self.blocks.push(Block { kind: Kind::Outbox, name: sink.clone(), part: writer, epoch, bytes });
-            }
-        }
-        for (table, batch) in part.offline {
-            let name = self.tables[table].clone();
-            let stream = self.start.plan.offline[table].stream;
-            let model = self.start.plan.model_info(stream);
-            match offline::pending::encode(&batch, &Origins { partitions: board.partitions.clone(), model }) {
-                Ok(bytes) => {
-                    let worker = participant as u16;
-                    self.blocks.push(Block { kind: Kind::Offline, name, part: worker, epoch, bytes });
-                }
-                Err(error) => board.failures.report(anyhow::Error::new(error).context("keep rows for a table")),
-            }
+            let kept = &records[..records.len().saturating_sub(dropped)];
+            let bytes = Records::concat(kept.iter().map(|records| &**records)).to_bytes();
+            self.blocks.push(Block { kind: Kind::Outbox, name: sink, part: writer, epoch, bytes });
         }
         for source in part.sources {
             let name = self.start.plan.source_name(source.source);
@@ -321,6 +311,23 @@ impl Gathering {
                 let (topic, partition) = board.partitions.name(number);
                 let known = times.entry((topic.to_string(), partition)).or_insert(newest);
                 *known = newest.max(*known);
+            }
+        }
+    }
+
+    /// Takes up the rows for tables that a worker has of an epoch: those of a table together, for a batch by itself has names and
+    /// types of its columns.
+    fn take_rows(&mut self, epoch: u64, worker: u16, rows: Vec<(usize, Batch)>) {
+        let board = &self.start.board;
+        let mut of_tables: BTreeMap<usize, Vec<Batch>> = BTreeMap::new();
+        rows.into_iter().for_each(|(table, batch)| of_tables.entry(table).or_default().push(batch));
+        for (table, batches) in of_tables {
+            let name = self.tables[table].clone();
+            let model = self.start.plan.model_info(self.start.plan.offline[table].stream);
+            let origins = Origins { partitions: board.partitions.clone(), model };
+            match offline::pending::encode(&batches, &origins) {
+                Ok(bytes) => self.blocks.push(Block { kind: Kind::Offline, name, part: worker, epoch, bytes }),
+                Err(error) => board.failures.report(anyhow::Error::new(error).context("keep rows for a table")),
             }
         }
     }
