@@ -90,7 +90,7 @@ impl Drop for Running {
 }
 
 /// Python with what the scripts of the tests need installed.
-pub fn interpreter() -> Command {
+fn interpreter() -> Command {
     let requirements = root().join("tests/python/requirements.txt");
     let interpreter = said(Command::new(root().join("deploy/python.sh")).arg(requirements));
     Command::new(interpreter.trim())

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::service::{Service, address, ask_for};
 use super::*;
-use crate::program::{Running, Said, interpreter, said};
+use crate::program::{Running, Said, python, said};
 
 const CARDS: i64 = 10;
 
@@ -50,10 +50,10 @@ fn in_file(service: &Service) -> BTreeMap<i64, usize> {
 }
 
 fn in_table(service: &Service) -> BTreeMap<i64, usize> {
-    let script = "import json, sys\nfrom deltalake import DeltaTable\nt = DeltaTable(sys.argv[1]).to_pyarrow_table()\n\
-                  print(json.dumps(t.select(['id', 'card.count_30d']).to_pylist()))";
-    let rows = said(interpreter().args(["-c", script]).arg(service.folder().join("lake")));
-    counted(serde_json::from_str::<Vec<Value>>(&rows).unwrap())
+    let mut read = python("print_table.py");
+    let rows = said(read.arg(service.folder().join("lake")).args(["id", "card.count_30d"]));
+    let rows = rows.lines().map(|row| serde_json::from_str::<[Value; 2]>(row).unwrap());
+    counted(rows.map(|[id, count]| json!({ "id": id, "card.count_30d": count })))
 }
 
 /// What the topic must have: each id of each range so often.

@@ -49,6 +49,16 @@ fn check_merges(place: &Place, limits: Limits) -> Store {
     store(place)
 }
 
+/// Bytes that no compression makes fewer.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 1_u64;
+    let mut next = || {
+        (state ^= state << 13, state ^= state >> 7, state ^= state << 17);
+        state as u8
+    };
+    (0..length).map(|_| next()).collect()
+}
+
 #[test]
 fn changes_are_merged_into_a_base_and_old_files_go() {
     everywhere(|place| {
@@ -89,7 +99,7 @@ fn short_lives_do_not_leave_more_and_more_to_read() {
             }
             // It dies before what is merged beside it could be taken up.
             let mut changes = blocks(epoch);
-            changes.push(block(Kind::Outbox, "kafka \"quoted\"", 1, epoch, vec![7; 30 << 20]));
+            changes.push(block(Kind::Outbox, "kafka \"quoted\"", 1, epoch, noise(30 << 20)));
             store.publish(&progress(epoch), &changes).unwrap();
             let read: u64 = store.closed.iter().map(|segment| segment.bytes).sum();
             assert!(read < 2 * most, "life {epoch} leaves {read} bytes to read");
@@ -109,7 +119,7 @@ fn outputs_that_were_committed_do_not_pile_up() {
             epoch += 1;
             let mut changes = blocks(epoch);
             if written < 2 * most {
-                changes.push(block(Kind::Outbox, "kafka \"quoted\"", 1, epoch, vec![7; 4 << 20]));
+                changes.push(block(Kind::Outbox, "kafka \"quoted\"", 1, epoch, noise(4 << 20)));
             }
             written += store.publish(&progress(epoch), &changes).unwrap().bytes;
         }

@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::Value;
 
 use super::PARTITIONS;
-use crate::program::root;
+use crate::program::python;
 use crate::random::Random;
 
 const CARDS: u64 = 40;
@@ -84,21 +83,20 @@ impl Oracle {
 
     /// Whether the offline store has the right rows, through its own reader in another language.
     pub fn check_table(&self, folder: &Path) -> Result<(), String> {
-        let script = "import sys\nfrom deltalake import DeltaTable\nt = DeltaTable(sys.argv[1]).to_pyarrow_table()\n\
-                      rows = sorted(zip(*(t.column(c).to_pylist() for c in ['id', 'card.count_30d', 'card.amount_sum_30d'])))\n\
-                      [print(*r) for r in rows]";
-        let requirements = root().join("tests/python/requirements.txt");
-        let python = Command::new(root().join("deploy/python.sh")).arg(requirements).output().unwrap();
-        let python = String::from_utf8(python.stdout).unwrap();
-        let said = Command::new(python.trim()).args(["-c", script]).arg(folder).output().unwrap();
+        let said = python("print_table.py").arg(folder).args(["id", "card.count_30d", "card.amount_sum_30d"]).output();
+        let said = said.map_err(|error| error.to_string())?;
         if !said.status.success() {
             return Err(String::from_utf8_lossy(&said.stderr).into_owned());
         }
-        let expected: String =
-            self.expected.iter().map(|(id, (_, count, sum))| format!("{id} {count} {sum}.0\n")).collect();
-        let found = String::from_utf8(said.stdout).unwrap();
-        let (rows, wanted) = (found.lines().count(), expected.lines().count());
-        let differing = found.lines().zip(expected.lines()).find(|(found, expected)| found != expected);
+        let row =
+            |line: &str| serde_json::from_str::<(u64, u64, f64)>(line).map_err(|error| format!("{line}: {error}"));
+        let mut found: Vec<(u64, u64, f64)> =
+            String::from_utf8_lossy(&said.stdout).lines().map(row).collect::<Result<_, _>>()?;
+        found.sort_by_key(|(id, ..)| *id);
+        let expected: Vec<(u64, u64, f64)> =
+            self.expected.iter().map(|(id, (_, count, sum))| (*id, *count, *sum as f64)).collect();
+        let (rows, wanted) = (found.len(), expected.len());
+        let differing = found.iter().zip(&expected).find(|(found, expected)| found != expected);
         match found == expected {
             true => Ok(()),
             false => Err(format!("{rows} rows of {wanted}; the first that differs: {differing:?}")),
