@@ -47,6 +47,11 @@ impl Faults {
     pub fn next<const N: usize>(&self, faults: [Fault; N]) {
         self.0.lock().unwrap().extend(faults);
     }
+
+    /// From now on all goes well.
+    pub fn clear(&self) {
+        self.0.lock().unwrap().clear();
+    }
 }
 
 /// A place in memory where things go wrong.

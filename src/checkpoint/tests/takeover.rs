@@ -208,6 +208,7 @@ fn no_epoch_is_decided_twice_whoever_fights_for_the_job() {
             std::thread::sleep(Duration::from_micros(300));
         }
     });
+    faults.clear();
     let mut decided = decided.into_inner().unwrap();
     let count = decided.len();
     decided.sort_unstable();
