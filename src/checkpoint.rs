@@ -29,6 +29,8 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use crate::failpoint::{self, Point};
 use crate::sources::Positions;
 use compact::Compaction;
@@ -102,7 +104,7 @@ pub struct Block {
 pub type Pending = Vec<(u64, Vec<u8>)>;
 
 /// What a job knew at the end of an epoch, but for the state of its nodes.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// The epoch that had ended; 0 for a job that has not begun.
     pub epoch: u64,

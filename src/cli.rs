@@ -8,6 +8,7 @@ use clap::{ArgMatches, Args, Command, FromArgMatches};
 
 use crate::change::Refused;
 use crate::checkpoint::CheckpointError;
+use crate::cluster::PeerFailure;
 use crate::models::ModelError;
 use crate::plan::Plan;
 use crate::runtime::repeats::Repeats;
@@ -126,7 +127,10 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 
 /// The exit code that one cause of an error asks for.
 fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
-    if cause.is::<Report>() {
+    if let Some(PeerFailure { code, .. }) = cause.downcast_ref() {
+        return Some(*code);
+    }
+    if cause.is::<Report>() || cause.is::<run::place::Misplaced>() {
         return Some(2);
     }
     if let Some(error) = cause.downcast_ref::<ModelError>() {

@@ -5,6 +5,7 @@
 pub mod change;
 pub mod checkpoint;
 pub mod cli;
+pub mod cluster;
 pub mod display;
 pub mod encode;
 pub mod failpoint;
@@ -24,4 +25,5 @@ pub mod sinks;
 pub mod slow;
 pub mod sources;
 pub mod summary;
+pub mod supervisor;
 pub mod topology;

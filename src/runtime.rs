@@ -2,11 +2,13 @@
 //!
 //! [`job`] is a job from start to end, [`crew`] its workers, [`dataflow`] what a worker builds, [`connect`] an operator's
 //! place in it, [`input`] and [`output`] its borders. [`ledger`] and [`checkpoints`] make an epoch durable.
+//! [`coordinator`] and [`member`] are the two ends between processes.
 
 pub mod board;
 pub mod checkpoints;
 pub mod clock;
 pub mod connect;
+pub mod coordinator;
 pub mod crew;
 pub mod dataflow;
 pub mod decided;
@@ -15,6 +17,7 @@ pub mod input;
 pub mod job;
 pub mod lanes;
 pub mod ledger;
+pub mod member;
 pub mod memory;
 pub mod meter;
 pub mod output;

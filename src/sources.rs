@@ -12,6 +12,8 @@ use millstream_operators::kinds;
 use millstream_operators::reject::Reject;
 use millstream_operators::{Batch, Messages};
 
+use crate::cluster::Shape;
+
 pub mod file;
 pub mod kafka;
 pub mod memory;
@@ -100,8 +102,10 @@ pub struct Start {
     pub idle_after: std::time::Duration,
     /// Where to go on: the next offset of each partition. A partition that is not named starts at the kind's default.
     pub positions: Positions,
-    /// One inbox a worker. Partition p belongs to worker p % ports.len().
+    /// One inbox for each worker of this process.
     pub ports: Vec<Port>,
+    /// How the workers are spread over processes. Partition p belongs to worker p % shape.total().
+    pub shape: Shape,
     /// The job's table of partitions: gives each (topic, partition) the number in `Row::partition`.
     pub partitions: Arc<Partitions>,
     /// Set when the job drains: stop reading, send `End`, return.

@@ -306,8 +306,11 @@ pub struct Sink {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Engine {
-    /// Worker threads of the fast lane. More than the cores there are makes everything slower.
+    /// Worker threads of the fast lane, in each process. More than the cores there are makes everything slower.
     pub workers: usize,
+    /// The hosts of a job of several processes. Without it, the job is one process, or `run --processes N` on one machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<Cluster>,
     /// Length of an epoch: the unit of checkpoint and commit. Shorter is fresher for readers of committed output, down to
     /// about 50 ms; shorter still, and disk and brokers do nothing else. Longer is cheaper where the same keys change again
     /// and again.
@@ -335,6 +338,38 @@ pub struct Engine {
     pub spin_micros: u64,
 }
 
+/// The processes of a job on several hosts: each is started with `run --process I`, with the same file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    /// Where each process listens for the others, `host:port`, in the order of their numbers; the first is the coordinator, which
+    /// has the state. Addresses of a private network: what goes between processes is not encrypted.
+    pub hosts: Vec<String>,
+    /// What all processes know and nobody else, at least 16 characters: `${CLUSTER_SECRET}`.
+    pub secret: Secret,
+    /// How long a process waits for the others. Shorter than the slowest of them takes to start, and the job never starts;
+    /// longer, and a host that is missing is noticed late.
+    #[serde(default = "Cluster::start_timeout")]
+    pub start_timeout: Millis,
+}
+
+impl Cluster {
+    fn start_timeout() -> Millis {
+        Millis(60_000)
+    }
+}
+
+/// A text that nobody should read in a log.
+#[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
 /// A store that speaks the protocol of S3.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -359,6 +394,7 @@ impl Default for Engine {
     fn default() -> Self {
         Engine {
             workers: 1,
+            cluster: None,
             epoch: Millis(200),
             state: "state".into(),
             s3: S3::default(),

@@ -87,3 +87,28 @@ fn a_reader_that_goes_away_is_no_error() {
         assert_eq!(unread(millstream().args(args)), Some(code), "{args:?}");
     }
 }
+
+#[test]
+fn processes_that_can_not_be_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let score = std::fs::read_to_string(score()).expect("the topology can be read");
+    let model = root().join("topologies/score/model.onnx");
+    let plain = folder.path().join("plain.yaml");
+    std::fs::write(&plain, score.replace("model.onnx", &model.display().to_string())).expect("a file");
+    let hosts = folder.path().join("hosts.yaml");
+    let cluster = "\nengine: { cluster: { hosts: [\"127.0.0.1:1\", \"127.0.0.1:2\"], secret: 0123456789abcdef } }\n";
+    std::fs::write(&hosts, std::fs::read_to_string(&plain).expect("a file") + cluster).expect("a file");
+    let cases: [(&std::path::Path, &[&str], &str); 6] = [
+        (&plain, &["--process", "0"], "--process needs the addresses of all processes (engine.cluster.hosts)"),
+        (&plain, &["--processes", "0"], "0 is not in 1..=64"),
+        (&plain, &["--processes", "2", "--process", "1"], "cannot be used with"),
+        (&hosts, &[], "say which one this is, --process 0 to 1"),
+        (&hosts, &["--process", "2"], "there is no process 2"),
+        (&hosts, &["--processes", "2"], "the topology names hosts (engine.cluster): use --process on each"),
+    ];
+    for (file, options, expected) in cases {
+        let said = Running::start(millstream().arg("run").arg(file).args(options)).end();
+        assert_eq!(said.status.code(), Some(2), "{options:?}: {}", said.err);
+        assert!(said.err.contains(expected), "{options:?}: {}", said.err);
+    }
+}

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arrow::array::Array;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use millstream::cluster::Shape;
 use millstream::kafka::Options;
 use millstream::sources::kafka::{KafkaSource, StartAt};
 use millstream::sources::{Arrival, Connector, Partitions, Port, Positions, SourceError, Start, Status};
@@ -30,6 +31,7 @@ mod metrics;
 mod mixed;
 mod outage;
 mod own_broker;
+mod processes;
 mod proxy;
 mod replayed;
 mod savepoint;
@@ -192,6 +194,7 @@ impl Source {
             message_size_max: setup.message_size_max,
             idle_after: setup.idle_after,
             positions: setup.positions,
+            shape: Shape::single(setup.workers),
             ports: senders.into_iter().map(|sender| Port::new(sender, Box::new(|| {}))).collect(),
             partitions: partitions.clone(),
             stop: stop.clone(),

@@ -10,16 +10,22 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
 use crate::checkpoint::{Place, Store};
+use crate::cluster::{self, Joined, Membership, Shape};
 use crate::display::Display;
 use crate::http::{self, health::Health};
 use crate::metrics::Exporter;
+use crate::metrics::catalogue::RESTARTS;
 use crate::plan::Plan;
 use crate::replay::Pace;
 use crate::runtime::job::{Job, Mode};
 use crate::runtime::repeats::Wanted;
 use crate::runtime::report::{self, Reporter};
 use crate::summary::Summary;
+use crate::supervisor;
 use crate::topology::Topology;
+use place::{InCluster, Misplaced, Placed, digest, shifted};
+
+pub(super) mod place;
 
 /// Options that `run` and `replay` share.
 #[derive(Debug, Args)]
@@ -66,6 +72,13 @@ pub struct Live {
     /// Lets a start write outputs again that are in topics and tables already: those since the savepoint.
     #[arg(long)]
     allow_repeat: bool,
+    /// Runs the job as N processes on this machine, and starts them again when one of them ends before its time. They serve
+    /// /metrics at the ports from `engine.http` on.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64), conflicts_with = "process")]
+    processes: Option<u16>,
+    /// Runs process I of a job whose topology names the hosts of all of them (`engine.cluster`). The first is process 0.
+    #[arg(long, value_name = "I")]
+    process: Option<usize>,
 }
 
 /// Runs a topology on the history of its sources, in event-time order, without a broker.
@@ -132,10 +145,24 @@ pub fn run_built(topology: Topology, folder: &Path) -> anyhow::Result<ExitCode> 
 }
 
 fn run(topology: Topology, folder: PathBuf, options: &Live) -> anyhow::Result<ExitCode> {
-    let Live { common, from, allow_repeat } = options;
-    let mode = if topology.is_bounded() { Mode::Bounded(Pace::Fastest) } else { Mode::Live };
+    let Live { common, from, allow_repeat, .. } = options;
     let wanted = Wanted { from: from.clone(), allow_repeat: *allow_repeat, allow_drop: common.allow_drop.clone() };
-    drive(topology, folder, mode, common, &wanted)
+    let mode = if topology.is_bounded() { Mode::Bounded(Pace::Fastest) } else { Mode::Live };
+    let placed = Placed::of(&topology, options)?;
+    if let (Mode::Bounded(_), true) = (mode, placed.processes() > 1) {
+        return Err(Misplaced("all sources of this topology are files: one process reads them".into()).into());
+    }
+    match placed {
+        Placed::Supervisor(processes) => supervise(processes),
+        Placed::Process(place) => drive(topology, folder, mode, common, &wanted, place),
+    }
+}
+
+fn supervise(processes: usize) -> anyhow::Result<ExitCode> {
+    let signals = Signals::listen()?;
+    signals.started();
+    let code = supervisor::supervise(processes, &|| signals.received())?;
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
 fn replay(topology: Topology, folder: PathBuf, options: &Replay) -> anyhow::Result<ExitCode> {
@@ -147,7 +174,7 @@ fn replay(topology: Topology, folder: PathBuf, options: &Replay) -> anyhow::Resu
         .with_context(|| format!("{} can't be the folder for the output (--out)", out.display()))?;
     let pace = options.speed.map_or(Pace::Fastest, Pace::Lapse);
     let wanted = Wanted { allow_drop: options.common.allow_drop.clone(), ..Wanted::default() };
-    drive(topology.on_history(&out), folder, Mode::Bounded(pace), &options.common, &wanted)
+    drive(topology.on_history(&out), folder, Mode::Bounded(pace), &options.common, &wanted, None)
 }
 
 /// Removes what an earlier replay wrote: its state, its outputs, its tables, and nothing else.
@@ -167,6 +194,7 @@ fn drive(
     mode: Mode,
     args: &Common,
     wanted: &Wanted,
+    place: Option<InCluster>,
 ) -> anyhow::Result<ExitCode> {
     if let Some(workers) = args.workers {
         topology.engine.workers = workers;
@@ -174,29 +202,53 @@ fn drive(
     if let Some(http) = &args.http {
         topology.engine.http = http.clone();
     }
+    let (processes, process) = place.as_ref().map_or((1, 0), |place| (place.addresses.len(), place.process));
+    let shape = Shape { processes, process, workers: topology.engine.workers };
+    // From here on it is the number of all workers.
+    topology.engine.workers = topology.engine.workers.saturating_mul(processes);
+    let restarts = place.as_ref().and_then(|place| place.restarts);
+    if restarts.is_some() {
+        topology.engine.http = shifted(&topology.engine.http, process);
+    }
     let plan = Plan::new(&topology, &folder).map_err(|errors| {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("{}: {}", topology.name, errors.join("; "))
     })?;
     let plan = Arc::new(plan);
-    if args.fresh {
+    // What a start forgets it forgets once.
+    if args.fresh && shape.is_coordinator() && restarts.unwrap_or(0) == 0 {
         Store::forget(&Place::of(&plan.engine, &plan.folder)?)?;
     }
-    if let Some(path) = &args.summary {
+    if let Some(path) = args.summary.as_ref().filter(|_| shape.is_coordinator()) {
         // Hours of work should not end with a path that can't be written.
         let opened = std::fs::OpenOptions::new().create(true).append(true).open(path);
         opened.with_context(|| format!("{} can't be written (--summary)", path.display()))?;
     }
     let signals = Signals::listen()?;
     let exporter = crate::metrics::install();
-    let health = Arc::new(report::health(&plan));
+    let health = Arc::new(report::health(&plan, shape));
     let mut reporter = Reporter::new(&plan, exporter.clone());
-    let mut job = Job::start(plan.clone(), mode, wanted)?;
+    if restarts.is_some() {
+        signals.obey()?;
+    }
+    RESTARTS.of([]).set(restarts.unwrap_or(0) as f64);
+    let joined = match place.filter(|_| processes > 1) {
+        None => Joined::default(),
+        Some(InCluster { addresses, secret, start_timeout, .. }) => {
+            let runs = digest(&plan)?;
+            tracing::info!(process, processes, "waiting for the other processes");
+            cluster::join(&Membership { shape, addresses, secret, start_timeout, runs })?
+        }
+    };
+    let mut job = match shape.is_coordinator() {
+        true => Job::start(plan.clone(), mode, wanted, shape, joined)?,
+        false => Job::start_member(plan.clone(), shape, joined)?,
+    };
     signals.started();
     let _server = serve(&plan, &job, &health, exporter)?;
     (0..plan.models.len()).for_each(|model| health.set_loaded(model));
     health.set_running();
-    let mut display = Display::new(&plan, mode != Mode::Live);
+    let mut display = Display::new(&plan, mode != Mode::Live && shape.is_coordinator());
     let mut deadline = None;
     while !job.ended() {
         job.look_after();
@@ -224,7 +276,9 @@ fn drive(
     }
     let summary = job.finish()?;
     display.close();
-    finish(&summary, args)?;
+    if shape.is_coordinator() {
+        finish(&summary, args)?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -234,11 +288,12 @@ fn serve(plan: &Plan, job: &Job, health: &Arc<Health>, exporter: Exporter) -> an
         return Ok(None);
     }
     let about = serde_json::json!({ "job": plan.name, "topology": plan.hash });
+    let here = job.board().shape.is_coordinator();
     let serve = http::Serve {
         health: health.clone(),
         exporter,
-        online: Some(job.board().online.clone()),
-        state: Some(Place::of(&plan.engine, &plan.folder)?),
+        online: here.then(|| job.board().online.clone()),
+        state: here.then(|| Place::of(&plan.engine, &plan.folder)).transpose()?,
         about: Box::new(move || about.clone()),
     };
     let server = http::start(&plan.engine.http, serve)?;
@@ -269,6 +324,15 @@ struct Signals {
     started: Arc<AtomicBool>,
 }
 
+/// Counts a request to stop.
+fn count(received: &AtomicU8, started: &AtomicBool) {
+    if !started.load(Ordering::Acquire) {
+        tracing::info!("stopped before the job had started");
+        std::process::exit(STOPPED);
+    }
+    received.fetch_add(1, Ordering::AcqRel);
+}
+
 impl Signals {
     fn listen() -> anyhow::Result<Signals> {
         use tokio::signal::unix::{SignalKind, signal};
@@ -285,16 +349,18 @@ impl Signals {
                 };
                 loop {
                     tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
-                    if !running.load(Ordering::Acquire) {
-                        tracing::info!("stopped before the job had started");
-                        std::process::exit(STOPPED);
-                    }
-                    counted.fetch_add(1, Ordering::AcqRel);
+                    count(&counted, &running);
                 }
             })
         };
         std::thread::Builder::new().name("signals".into()).spawn(listen).context("start the signals' thread")?;
         Ok(Signals { received, started })
+    }
+
+    /// Counts what the supervisor says as well.
+    fn obey(&self) -> anyhow::Result<()> {
+        let (counted, running) = (self.received.clone(), self.started.clone());
+        supervisor::obey(move || count(&counted, &running))
     }
 
     fn started(&self) {

@@ -278,7 +278,7 @@ fn many(serve: &Serve, group: &str, wanted: Wanted) -> Response {
 
 fn read(serve: &Serve, group: &str, keys: &[String], as_of: Option<i64>) -> Result<Vec<Option<Features>>, Refusal> {
     let Some(online) = &serve.online else {
-        let detail = "no feature group of this job is served (`online: true`)";
+        let detail = "no feature group is served here (`online: true`; of several processes, the first serves them)";
         return Err(Box::new(problem(StatusCode::NOT_FOUND, detail, json!({ "groups": [] }))));
     };
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();

@@ -46,11 +46,12 @@ catalogue! {
     Gauge BUILD_INFO = "millstream_build_info" ["version"] Info Job FromStart "The build that runs.";
     Gauge JOB_INFO = "millstream_job_info" ["job", "config_hash"] Info Job FromStart "The job that runs and the hash of its topology.";
     Gauge UP_SINCE = "millstream_up_since_timestamp_seconds" [] Timestamp Job FromStart "When this start of the job began to process.";
+    Gauge RESTARTS = "millstream_restarts" [] Count Job FromStart "How often the supervisor has started the job again since it was started itself; 0 without `--processes`.";
     Gauge EPOCH_CURRENT = "millstream_epoch_current" [] Count Job FromStart "The open epoch.";
     Gauge EPOCH_COMMITTED = "millstream_epoch_committed" [] Count Job FromStart "The newest epoch of which every output is durable.";
     Gauge EPOCH_AGE_SECONDS = "millstream_epoch_age_seconds" [] Seconds Job FromStart "Time since the newest commit of an epoch, by the process's clock at the scrape. The figure to alert on: above three epoch lengths the job does not keep up or is stuck.";
     Histogram(LATENCY) EPOCH_CLOSE_DURATION = "millstream_epoch_close_duration_seconds" [] Seconds Job OnceItHappens "Time from the end of an epoch until all of it is durable in every sink, to 20 ms.";
-    Gauge GATE_SHUT = "millstream_gate_shut" ["gate"] Count Job FromStart "1 while this gate holds the sources: `sink` (a sink with a queue), `exchange` (rows between workers), `slow_lane` and `epoch` (epochs behind), `offline` (bytes that wait for tables) or `memory` (more than `engine.memory`). It names the part that does not keep up.";
+    Gauge GATE_SHUT = "millstream_gate_shut" ["gate"] Count Job FromStart "1 while this gate holds the sources: `sink` (a sink with a queue), `exchange` (rows between workers), `slow_lane` and `epoch` (epochs behind), `offline` (bytes that wait for tables), `memory` (more than `engine.memory`) or `process` (another process of the job holds its own). It names the part that does not keep up.";
     Gauge MEMORY_BUDGET = "millstream_memory_budget_bytes" [] Bytes Job FromStart "Resident memory above which the sources wait (`engine.memory`), to hold `process_resident_memory_bytes` against.";
     Gauge EXCHANGE_QUEUED_ROWS = "millstream_exchange_queued_rows" [] Count Job FromStart "Rows on their way from one worker to another.";
     Gauge EXCHANGE_ROWS_MAX = "millstream_exchange_rows_max" [] Count Job FromStart "Rows between workers above which the sources are held.";

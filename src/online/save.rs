@@ -4,7 +4,6 @@
 //! has.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use millstream_operators::key::{KEY_GROUPS, hash, key_group};
@@ -25,12 +24,12 @@ impl OnlineStore {
         &self,
         group: usize,
         touched: impl Iterator<Item = Box<[u8]>>,
-        owned: Range<usize>,
+        owned: &[usize],
         give: &mut dyn FnMut(u16, Vec<u8>),
     ) {
         let group = &self.groups[group];
         let mut changed: BTreeMap<u16, rows::Writer> = BTreeMap::new();
-        let expired = owned.filter(|shard| *shard < KEY_GROUPS).flat_map(|shard| {
+        let expired = owned.iter().copied().filter(|shard| *shard < KEY_GROUPS).flat_map(|shard| {
             std::mem::take(&mut *group.expired[shard].lock().expect("no thread panics while it holds the list"))
         });
         let keys: std::collections::BTreeSet<Box<[u8]>> = touched.chain(expired).collect();

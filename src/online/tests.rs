@@ -119,7 +119,8 @@ fn a_store_is_saved_and_loaded_by_key_group() {
     let save = |store: &OnlineStore| {
         let mut saved = BTreeMap::new();
         let touched = keys.iter().map(|key| key.as_bytes().into());
-        store.save_changes(0, touched, 0..KEY_GROUPS, &mut |group, bytes| drop(saved.insert(group, bytes)));
+        let all: Vec<usize> = (0..KEY_GROUPS).collect();
+        store.save_changes(0, touched, &all, &mut |group, bytes| drop(saved.insert(group, bytes)));
         saved
     };
     for (group, bytes) in save(&one) {

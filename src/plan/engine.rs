@@ -7,9 +7,9 @@ use millstream_operators::error::ConfigError;
 use millstream_operators::units::{Bytes, Millis};
 
 use crate::checkpoint::Location;
-use crate::topology::Engine;
+use crate::topology::{Cluster, Engine};
 
-/// Most workers of a process.
+/// Most workers of all processes: there are as many key groups.
 const WORKERS_MAX: usize = 256;
 /// Shortest epoch: below it commits take all the time.
 const EPOCH_MIN: Millis = Millis(20);
@@ -17,6 +17,8 @@ const EPOCH_MIN: Millis = Millis(20);
 const EPOCH_MAX: Millis = Millis(600_000);
 /// Least memory: the program alone has about as much.
 const MEMORY_MIN: Bytes = Bytes(32 << 20);
+/// Shortest secret of a cluster, in characters.
+const SECRET_MIN: usize = 16;
 /// Longest spin of an idle worker.
 const SPIN_MICROS_MAX: u64 = 1_000_000;
 
@@ -39,6 +41,9 @@ pub(super) fn check(engine: &Engine, errors: &mut Vec<ConfigError>) {
         let message = format!("a job does nothing with {memory}, it needs {MEMORY_MIN} at the least");
         refuse("memory", message, "leave it out for four fifths of what there is, or write `1GiB`");
     }
+    if let Some(cluster) = &engine.cluster {
+        check_cluster(engine, cluster, &mut refuse);
+    }
     // Only numbers are accepted, so that nothing is asked of a name server here.
     let address = engine.http.parse::<std::net::SocketAddr>().is_ok() || engine.http == "off";
     let local = engine.http.strip_prefix("localhost:").is_some_and(|port| port.parse::<u16>().is_ok());
@@ -56,6 +61,35 @@ pub(super) fn check(engine: &Engine, errors: &mut Vec<ConfigError>) {
             format!("a spin of {} us is above {SPIN_MICROS_MAX} us", engine.spin_micros),
             "100 suits most",
         );
+    }
+}
+
+/// Says what is wrong with the hosts of a job.
+fn check_cluster(engine: &Engine, cluster: &Cluster, refuse: &mut impl FnMut(&str, String, &str)) {
+    if cluster.hosts.is_empty() {
+        refuse("cluster.hosts", "there is no host".into(), "name one address for each process, `host:port`");
+    }
+    if engine.workers.saturating_mul(cluster.hosts.len()) > WORKERS_MAX {
+        let (workers, hosts) = (engine.workers, cluster.hosts.len());
+        let message = format!("{workers} workers on each of {hosts} hosts are more than {WORKERS_MAX}");
+        refuse("workers", message, "one worker a core is the most that helps");
+    }
+    for (number, host) in cluster.hosts.iter().enumerate() {
+        let parts = host.rsplit_once(':').filter(|(name, _)| !name.is_empty());
+        if !parts.is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0)) {
+            let message = format!("`{host}` is not an address of a process");
+            refuse("cluster.hosts", message, "write `host:port`, such as `millstream-0:9470`");
+        } else if cluster.hosts[..number].contains(host) {
+            refuse("cluster.hosts", format!("`{host}` is there twice"), "each process has an address of its own");
+        }
+    }
+    if cluster.secret.0.chars().count() < SECRET_MIN {
+        let message = format!("the secret has less than {SECRET_MIN} characters");
+        refuse("cluster.secret", message, "make one: `openssl rand -hex 32`");
+    }
+    if cluster.start_timeout.0 == 0 {
+        let message = "with no time at all no process finds another".to_string();
+        refuse("cluster.start_timeout", message, "write `60s`");
     }
 }
 

@@ -11,6 +11,7 @@ use millstream_operators::reject::Reason;
 use proptest::prelude::*;
 
 use super::*;
+use crate::cluster::Shape;
 use crate::runtime::time::epoch_of;
 use crate::sources::file::{UNTIMED, find_files};
 use crate::sources::{Arrival, Start};
@@ -313,6 +314,7 @@ fn a_file_beside_a_live_source_is_read_on_arrival() {
         idle_after: std::time::Duration::ZERO,
         positions: Positions::default(),
         ports: vec![Port::new(sender, Box::new(|| {}))],
+        shape: Shape::single(1),
         partitions: Arc::default(),
         stop: Arc::default(),
         status: Arc::default(),

@@ -11,8 +11,10 @@ use super::meter::Meters;
 use super::seeds;
 use super::shared::{Durable, Ending, Gates, Taken, Watermarks};
 use crate::checkpoint::Checkpoint;
+use crate::cluster::Shape;
 use crate::online::{OnlineGroup, OnlineStore};
 use crate::plan::{Plan, SourcePlan};
+use crate::replay::Cuts;
 use crate::slow::QualityBySlice;
 use crate::sources::status::Status;
 use crate::sources::{Partitions, Port, Positions, Start};
@@ -20,6 +22,8 @@ use crate::sources::{Partitions, Port, Positions, Start};
 /// What a job's threads share. Cloning it clones references.
 #[derive(Clone)]
 pub struct Board {
+    /// How the workers are spread over processes.
+    pub shape: Shape,
     /// What the job counts.
     pub meters: Arc<Meters>,
     /// What holds the sources back.
@@ -36,7 +40,7 @@ pub struct Board {
     pub online: Arc<OnlineStore>,
     /// Each source's standing with the world.
     pub statuses: Vec<Arc<Status>>,
-    /// Each worker's last step, in microseconds since 1970.
+    /// The last step of each worker of this process, in microseconds since 1970.
     pub heartbeats: Vec<Arc<AtomicI64>>,
     /// When the run ends.
     pub ending: Arc<Ending>,
@@ -51,31 +55,41 @@ pub struct Board {
 }
 
 impl Board {
-    /// The board of a job that goes on from `checkpoint`.
+    /// The board of a process of a job that goes on from `checkpoint`.
     ///
     /// # Errors
     /// If the online store can't keep a group's features.
-    pub fn new(plan: &Plan, checkpoint: &Checkpoint, watermarks: Watermarks) -> anyhow::Result<Board> {
-        let workers = plan.engine.workers;
-        let sources = plan.sources().count();
-        let writers = seeds::writers(plan);
-        let after = writers.iter().flat_map(|writers| vec![writers.commits_after_decision; writers.count]);
+    pub fn new(plan: &Plan, shape: Shape, checkpoint: &Checkpoint, cuts: Option<Arc<Cuts>>) -> anyhow::Result<Board> {
+        let inputs = plan.sources().count() * shape.workers;
         let epoch = checkpoint.progress.epoch;
+        // What all others have to say comes from each of them as if it were an input.
+        let others = shape.processes - 1;
+        let (watermarks, ending) = match (cuts, shape.is_coordinator()) {
+            (Some(cuts), _) => (Watermarks::bounded(cuts), Ending::new(inputs, epoch)),
+            (None, true) => (Watermarks::live(inputs + others), Ending::new(inputs + others, epoch)),
+            (None, false) => (Watermarks::following(inputs), Ending::following(inputs, epoch)),
+        };
+        let elsewhere = |worker: usize| !shape.is_coordinator() && !shape.local().contains(&worker);
+        let writers = seeds::writers(plan).into_iter();
+        let writers = writers.flat_map(|writers| {
+            (0..writers.count).map(move |worker| (writers.commits_after_decision, elsewhere(worker)))
+        });
         let gates = Gates::new(plan.engine.epoch.0);
         for lane in [&gates.slow_epoch, &gates.durable_epoch] {
             lane.store(NO_LANE, std::sync::atomic::Ordering::Relaxed);
         }
         Ok(Board {
+            shape,
             meters: Arc::default(),
             gates: Arc::new(gates),
             watermarks: Arc::new(watermarks),
-            durable: Arc::new(Durable::new(after, epoch)),
+            durable: Arc::new(Durable::new(writers, epoch)),
             partitions: Arc::default(),
             failures: Failures::default(),
             online: Arc::new(online(plan)?),
-            statuses: (0..sources).map(|_| Arc::default()).collect(),
-            heartbeats: seeds::heartbeats(workers),
-            ending: Arc::new(Ending::new(sources * workers, epoch)),
+            statuses: plan.sources().map(|_| Arc::default()).collect(),
+            heartbeats: seeds::heartbeats(shape.workers),
+            ending: Arc::new(ending),
             decided: Arc::new(Decided::new(epoch)),
             quality: Arc::default(),
             open_epoch: Arc::new(AtomicU64::new(epoch + 1)),
@@ -95,10 +109,16 @@ impl Board {
             idle_after,
             positions: from.progress.positions.get(name).cloned().unwrap_or_default(),
             ports,
+            shape: self.shape,
             partitions: self.partitions.clone(),
             stop: self.draining.clone(),
             status: self.statuses[source.index as usize].clone(),
         }
+    }
+
+    /// The newest epoch that is durable in every sink, as far as this process knows.
+    pub fn durable_epoch(&self) -> u64 {
+        self.durable.epoch().unwrap_or_else(|| self.decided.epoch())
     }
 
     /// Positions by name instead of number.

@@ -19,6 +19,17 @@ impl EpochClock {
         EpochClock { start: Instant::now(), first_epoch, length: length.max(Duration::from_millis(1)) }
     }
 
+    /// As a process has it that was told that epoch `first_epoch` began `elapsed` ago.
+    pub fn running(first_epoch: u64, length: Duration, elapsed: Duration) -> Self {
+        let start = Instant::now().checked_sub(elapsed).unwrap_or_else(Instant::now);
+        EpochClock { start, ..EpochClock::new(first_epoch, length) }
+    }
+
+    /// How long ago the first epoch began.
+    pub fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
     /// The epoch at `now`.
     pub fn epoch(&self, now: Instant) -> u64 {
         let elapsed = now.saturating_duration_since(self.start).as_nanos() / self.length.as_nanos();

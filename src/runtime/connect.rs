@@ -36,6 +36,7 @@ use super::meter::{Meters, NodeMeter};
 use super::route::{Edge, Parcel, Routing, route};
 use super::shared::{Ending, Gates, Watermarks};
 use super::time::{LAST_TICK, epoch_of, time};
+use crate::cluster::Shape;
 
 /// When the rows of the open epoch are processed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,16 +47,27 @@ pub enum Order {
     Ticks,
 }
 
-/// Operators of a worker by name.
-pub type Kept<O> = Rc<RefCell<Vec<(Arc<str>, Rc<RefCell<O>>)>>>;
+/// A node's state in checkpoints.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// Its name there.
+    pub name: Arc<str>,
+    /// Whether the coordinator's workers have all of it, and not each worker its key groups.
+    pub at_coordinator: bool,
+}
+
+/// Operators of a worker with their state.
+pub type Kept<O> = Rc<RefCell<Vec<(State, Rc<RefCell<O>>)>>>;
 
 /// What a worker's operators share.
 #[derive(Clone)]
 pub struct Context {
     /// Index of the worker.
     pub worker: usize,
-    /// Number of workers.
+    /// Number of workers in all processes.
     pub workers: usize,
+    /// How they are spread over processes.
+    pub shape: Shape,
     /// The first epoch of this run.
     pub first_epoch: u64,
     /// Watermarks by epoch.
@@ -84,8 +96,8 @@ pub struct Context {
 pub struct Node {
     /// The node's name: its metrics' and its rejects' stage.
     pub name: Arc<str>,
-    /// The name of its state in checkpoints, if it keeps one.
-    pub state: Option<Arc<str>>,
+    /// Its state, if it keeps some.
+    pub state: Option<State>,
     /// What it does.
     pub operator: Rc<RefCell<dyn Operator>>,
     /// Number of output ports.
@@ -208,7 +220,7 @@ impl Placed {
             meter: NodeMeter::new(&node.name, &context.meters, context.worker),
             entry: context.ledger.borrow_mut().register(),
             ledger: context.ledger.clone(),
-            state: node.state,
+            state: node.state.map(|state| state.name),
             operator: node.operator,
             moved: context.moved.clone(),
         }

@@ -1,5 +1,7 @@
-//! The workers of a process: one timely runtime, one thread each, built from the seeds that the job gives them.
+//! The workers of a process: one timely runtime, one thread each, built from the seeds that the job gives them. In a job of
+//! several processes the runtimes are connected by sockets.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -12,17 +14,23 @@ use anyhow::{Context as _, anyhow};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use millstream_operators::score::Score;
 use millstream_operators::watermark::Watermarks as SourceWatermarks;
+use timely::communication::allocator::ProcessBuilder;
+use timely::communication::allocator::zero_copy::initialize::initialize_networking_from_sockets;
+use timely::communication::{AllocatorBuilder, Hooks};
+use timely::execute::execute_from;
 use timely::scheduling::SyncActivator;
 use timely::worker::Worker;
 
 use super::clock::EpochClock;
-use super::connect::Context;
+use super::connect::{Context, State};
 use super::dataflow::{Built, Parts, build};
 use super::failure::Failures;
 use super::lanes::{Lane, Tapped};
 use super::output::Output;
 use super::worker::Loop;
 use crate::checkpoint::NodeState;
+use crate::cluster::Shape;
+use crate::cluster::socket::Socket;
 use crate::online::OnlineStore;
 use crate::plan::Plan;
 use crate::sources::Arrival;
@@ -58,8 +66,10 @@ pub struct Common {
     pub clock: Option<EpochClock>,
     /// How long a worker spins after its last record.
     pub spin: Duration,
-    /// State to take up, by node, whole: each worker takes the key groups it owns.
+    /// State to take up, by node: each worker takes the key groups it owns.
     pub restore: Arc<BTreeMap<String, NodeState>>,
+    /// How the workers are spread over processes.
+    pub shape: Shape,
 }
 
 /// Workers at work.
@@ -68,7 +78,7 @@ pub struct Crew {
 }
 
 impl Crew {
-    /// Starts one worker a seed. Returns when all dataflows are built, with the activators that wake each worker's
+    /// Starts one worker a seed, connected with those of other processes by `sockets`. Returns when all dataflows are built, with the activators that wake each worker's
     /// sources: `wakes[worker][source]`.
     ///
     /// # Errors
@@ -77,12 +87,13 @@ impl Crew {
         seeds: Vec<Seed>,
         contexts: impl Fn(usize) -> Context + Send + Sync + 'static,
         common: Common,
+        sockets: Sockets,
     ) -> anyhow::Result<(Crew, Vec<Vec<SyncActivator>>)> {
         let workers = seeds.len();
         let (ready, readies) = bounded(workers);
         let thread = std::thread::Builder::new()
             .name("workers".into())
-            .spawn(move || run(seeds, contexts, common, ready))
+            .spawn(move || run(seeds, contexts, common, sockets, ready))
             .context("start the workers' thread")?;
         let mut wakes: Vec<Vec<SyncActivator>> = (0..workers).map(|_| Vec::new()).collect();
         for _ in 0..workers {
@@ -109,26 +120,43 @@ impl Crew {
     }
 }
 
+/// The connections to other processes, by their numbers; empty for a job of one process.
+pub type Sockets = Vec<Option<Socket>>;
+
 type Ready = Sender<anyhow::Result<(usize, Vec<SyncActivator>)>>;
 
 fn run(
     seeds: Vec<Seed>,
     contexts: impl Fn(usize) -> Context + Send + Sync + 'static,
     common: Common,
+    sockets: Sockets,
     ready: Ready,
 ) -> anyhow::Result<()> {
-    let config = match seeds.len() {
-        1 => timely::Config::thread(),
-        workers => timely::Config::process(workers),
-    };
+    let (builders, connections) = connected(common.shape, sockets)?;
     let seeds: Mutex<Vec<Option<Seed>>> = Mutex::new(seeds.into_iter().map(Some).collect());
-    let guards = timely::execute(config, move |worker| {
-        let index = worker.index();
+    let guards = execute_from(builders, connections, timely::WorkerConfig::default(), move |worker| {
+        let index = worker.index() - common.shape.local().start;
         let seed = seeds.lock().expect("no worker panics with the lock")[index].take();
         work(worker, seed.expect("each worker takes its seed once"), &contexts, &common, &ready)
     })
     .map_err(|error| anyhow!("start timely: {error}"))?;
     guards.join().into_iter().try_for_each(|ended| ended.map_err(|error| anyhow!("a worker failed: {error}"))?)
+}
+
+/// What workers are connected by: one thread alone, several, or several and those of other processes.
+fn connected(shape: Shape, sockets: Sockets) -> anyhow::Result<(Vec<AllocatorBuilder>, Box<dyn Any + Send>)> {
+    if shape.processes == 1 {
+        let config = match shape.workers {
+            1 => timely::CommunicationConfig::Thread,
+            workers => timely::CommunicationConfig::Process(workers),
+        };
+        return config.try_build().map_err(|error| anyhow!("start timely: {error}"));
+    }
+    let hooks = Hooks::default();
+    let inside = ProcessBuilder::new_typed_vector(shape.workers, hooks.refill.clone(), hooks.spill.clone());
+    let connected = initialize_networking_from_sockets(inside, sockets, shape.process, shape.workers, hooks);
+    let (builders, guard) = connected.context("connect the workers with those of the other processes")?;
+    Ok((builders.into_iter().map(AllocatorBuilder::Tcp).collect(), Box::new(guard)))
 }
 
 fn work(
@@ -158,7 +186,8 @@ fn work(
         worker.dataflow_named::<u64, _, _>("fast lane", |scope| build(scope, &common.plan, &context, parts));
     let restored = restore(&context, &common.restore);
     let failed = restored.is_err();
-    let _ = ready.send(restored.map(|()| (context.worker, built.wakes)));
+    let index = context.worker - common.shape.local().start;
+    let _ = ready.send(restored.map(|()| (index, built.wakes)));
     if failed {
         return Err(anyhow!("worker {} could not take up its state", context.worker));
     }
@@ -182,10 +211,12 @@ fn work(
 
 /// Gives the operators the key groups that this worker owns.
 fn restore(context: &Context, states: &BTreeMap<String, NodeState>) -> anyhow::Result<()> {
-    for (name, operator) in context.nodes.borrow().iter() {
+    for (State { name, at_coordinator }, operator) in context.nodes.borrow().iter() {
         let Some(state) = states.get(&**name) else { continue };
         for (key_group, parts) in state {
-            if millstream_operators::key::worker_of(*key_group, context.workers) == context.worker {
+            let owner = millstream_operators::key::worker_of(*key_group, context.workers);
+            let owner = if *at_coordinator { context.shape.at_coordinator(owner) } else { owner };
+            if owner == context.worker {
                 for bytes in parts {
                     let loaded = operator.borrow_mut().load(*key_group, bytes);
                     loaded.with_context(|| format!("take up the state of `{name}`"))?;

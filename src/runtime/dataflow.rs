@@ -11,7 +11,7 @@ use std::sync::Arc;
 use arrow::array::AsArray;
 use crossbeam_channel::Receiver;
 use millstream_operators::Batch;
-use millstream_operators::key::KeyColumns;
+use millstream_operators::key::{KeyColumns, groups_of};
 use millstream_operators::operator::{Operator, Outputs};
 use millstream_operators::score::Score;
 use millstream_operators::state::StateError;
@@ -20,7 +20,7 @@ use timely::dataflow::operators::Concatenate;
 use timely::scheduling::SyncActivator;
 
 use super::clock::EpochClock;
-use super::connect::{Context, Node, Order, Outgoing, connect};
+use super::connect::{Context, Node, Order, Outgoing, State, connect};
 use super::failure::Failures;
 use super::input::{Input, connect_source};
 use super::lanes::{Tap, Tapped};
@@ -45,9 +45,9 @@ pub struct Parts {
     pub online: Arc<OnlineStore>,
     /// Where a failure is reported.
     pub failures: Failures,
-    /// The slow lane, if the topology has one.
+    /// The slow lane, if the topology has one and this process has it.
     pub slow: Option<Rc<RefCell<Tapped>>>,
-    /// The offline store, if the topology has one.
+    /// The offline store, likewise.
     pub offline: Option<Rc<RefCell<Tapped>>>,
     /// Cuts epochs in live runs; `None` in bounded runs.
     pub clock: Option<EpochClock>,
@@ -164,7 +164,7 @@ impl<'scope> Building<'_, 'scope> {
         }
         let node = Node {
             name: group.name.as_str().into(),
-            state: Some(group.path().into()),
+            state: Some(State { name: group.path().into(), at_coordinator: false }),
             operator: Rc::new(RefCell::new(group.operator())),
             outputs: group.readers.len() + 1,
             order: if self.bounded { Order::Ticks } else { Order::Arrival },
@@ -174,22 +174,31 @@ impl<'scope> Building<'_, 'scope> {
         let edges = self.keep(outgoing);
         self.groups[id] = Some(edges.clone());
         if let Some(published) = edges.last() {
-            let publish = Publish {
-                group: id,
-                online: self.parts.online.clone(),
-                failures: self.parts.failures.clone(),
-                touched: Vec::new(),
-                owned: millstream_operators::key::groups_of(self.context.worker, self.context.workers),
+            let shape = self.context.shape;
+            let operator: Rc<RefCell<dyn Operator>> = match shape.is_coordinator() {
+                true => Rc::new(RefCell::new(Publish {
+                    group: id,
+                    online: self.parts.online.clone(),
+                    failures: self.parts.failures.clone(),
+                    touched: Vec::new(),
+                    owned: (0..shape.total())
+                        .filter(|worker| shape.at_coordinator(*worker) == self.context.worker)
+                        .flat_map(|worker| groups_of(worker, shape.total()))
+                        .collect(),
+                })),
+                false => Rc::new(RefCell::new(Elsewhere)),
             };
+            let state = State { name: group.online_path().into(), at_coordinator: true };
             let node = Node {
                 name: format!("{}.online", group.name).into(),
-                state: group.online.then(|| group.online_path().into()),
-                operator: Rc::new(RefCell::new(publish)),
+                state: (group.online && shape.is_coordinator()).then_some(state),
+                operator,
                 outputs: 0,
                 order: Order::Arrival,
                 polled: false,
             };
-            connect(self.scope, self.context, node, vec![(published.clone(), Routing::Stay)]);
+            let routing = self.to_coordinator();
+            connect(self.scope, self.context, node, vec![(published.clone(), routing)]);
         }
         edges
     }
@@ -202,15 +211,21 @@ impl<'scope> Building<'_, 'scope> {
         for (lane, what, streams) in
             [(self.parts.slow.clone(), "slow", slow), (self.parts.offline.clone(), "offline", offline)]
         {
-            let Some(lane) = lane else { continue };
             for (input, stream) in streams.into_iter().enumerate() {
                 let edge = self.stream(stream);
-                let mut tap = Tap::new(&lane, input, self.context.first_epoch, self.context.watermarks.clone());
-                if what == "offline" {
-                    tap.keep_in(self.context.ledger.clone());
-                }
+                let operator: Rc<RefCell<dyn Operator>> = match &lane {
+                    Some(lane) => {
+                        let watermarks = self.context.watermarks.clone();
+                        let mut tap = Tap::new(lane, input, self.context.first_epoch, watermarks);
+                        if what == "offline" {
+                            tap.keep_in(self.context.ledger.clone());
+                        }
+                        Rc::new(RefCell::new(tap))
+                    }
+                    None => Rc::new(RefCell::new(Elsewhere)),
+                };
                 let name = format!("{}.{what}", plan.streams[stream].name);
-                self.tap(&name, tap, edge);
+                self.tap(&name, operator, edge);
             }
         }
     }
@@ -223,7 +238,7 @@ impl<'scope> Building<'_, 'scope> {
                 crate::plan::From::Rejects => self.scope.concatenate(self.rejects.clone()),
                 crate::plan::From::Drift => continue,
             };
-            let routing = if sink.one_writer() { Routing::ToOne } else { Routing::Stay };
+            let routing = if sink.one_writer() { Routing::To(0) } else { Routing::Stay };
             let order = if self.bounded && sink.one_writer() { Order::Ticks } else { Order::Arrival };
             let output = self.parts.outputs[id].take();
             let operator: Rc<RefCell<dyn Operator>> = match output {
@@ -235,11 +250,20 @@ impl<'scope> Building<'_, 'scope> {
         }
     }
 
+    /// How rows find what there is once.
+    fn to_coordinator(&self) -> Routing {
+        let shape = self.context.shape;
+        match shape.processes {
+            1 => Routing::Stay,
+            _ => Routing::To(shape.at_coordinator(self.context.worker)),
+        }
+    }
+
     /// A tap at the end of an edge.
-    fn tap(&mut self, name: &str, tap: Tap, edge: Edge<'scope>) {
-        let operator = Rc::new(RefCell::new(tap));
+    fn tap(&mut self, name: &str, operator: Rc<RefCell<dyn Operator>>, edge: Edge<'scope>) {
+        let routing = self.to_coordinator();
         let node = Node { name: name.into(), state: None, operator, outputs: 0, order: Order::Arrival, polled: false };
-        connect(self.scope, self.context, node, vec![(edge, Routing::Stay)]);
+        connect(self.scope, self.context, node, vec![(edge, routing)]);
     }
 
     /// Keeps a node's rejects for the dead-letter sinks; gives its output edges.
@@ -256,8 +280,8 @@ struct Publish {
     failures: Failures,
     /// Keys published since the last changes were given.
     touched: Vec<Box<[u8]>>,
-    /// The key groups of the worker.
-    owned: std::ops::Range<usize>,
+    /// The key groups whose rows come here.
+    owned: Vec<usize>,
 }
 
 impl Operator for Publish {
@@ -270,7 +294,7 @@ impl Operator for Publish {
     }
 
     fn save_changes(&mut self, give: &mut dyn FnMut(u16, Vec<u8>)) {
-        self.online.save_changes(self.group, self.touched.drain(..), self.owned.clone(), give);
+        self.online.save_changes(self.group, self.touched.drain(..), &self.owned, give);
     }
 
     fn load(&mut self, key_group: u16, bytes: &[u8]) -> Result<(), StateError> {
@@ -308,11 +332,11 @@ impl Operator for Writing {
     }
 }
 
-/// A sink that another worker writes: no row comes here.
+/// A sink that another worker writes, or a lane that another process has: no row comes here.
 struct Elsewhere;
 
 impl Operator for Elsewhere {
     fn process(&mut self, _port: usize, batch: Batch, _out: &mut Outputs) {
-        debug_assert!(batch.is_empty(), "rows of this sink go to another worker");
+        debug_assert!(batch.is_empty(), "rows of this stream go to another worker");
     }
 }

@@ -15,7 +15,13 @@ impl Failures {
         self.all.lock().expect("no thread panics with the lock").push(error);
     }
 
-    /// The first failure, if there was one.
+    /// What the first failure says, if there was one, and the exit code that it asks for.
+    pub fn said(&self) -> Option<(u8, String)> {
+        let all = self.all.lock().expect("no thread panics with the lock");
+        all.first().map(|error| (crate::cli::exit_code(error), format!("{error:#}")))
+    }
+
+    /// The first failure, if there was one. It is given once.
     pub fn first(&self) -> Option<anyhow::Error> {
         let mut all = self.all.lock().expect("no thread panics with the lock");
         (!all.is_empty()).then(|| all.remove(0))

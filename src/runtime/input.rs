@@ -139,6 +139,8 @@ struct Taking {
     entry: usize,
     /// How the source ended, if it has.
     ended: Option<Ended>,
+    /// Whether it cuts no more, since all have ended.
+    rests: bool,
 }
 
 /// How a source ended.
@@ -167,6 +169,7 @@ impl Taking {
             late_kept: 0,
             entry,
             ended: None,
+            rests: false,
         }
     }
 
@@ -176,6 +179,12 @@ impl Taking {
         if let Some(last) = self.ended.and_then(|_| self.context.ending.last_epoch()) {
             self.cut(open, last + 1);
             return Step::End;
+        }
+        if self.ended.is_some() && self.context.ending.exhausted() {
+            if !std::mem::replace(&mut self.rests, true) {
+                self.context.ending.rest(open);
+            }
+            return Step::Wait;
         }
         if let Some(clock) = self.input.clock {
             let epoch = clock.epoch(Instant::now());
@@ -230,7 +239,7 @@ impl Taking {
         let stopped =
             self.context.draining.load(Ordering::Acquire) || self.context.gates.failed.load(Ordering::Acquire);
         self.ended = Some(if stopped { Ended::Stopped } else { Ended::Exhausted(epoch) });
-        self.context.ending.end(epoch);
+        self.context.ending.end();
     }
 
     /// Epochs `from..to` have ended for this source.

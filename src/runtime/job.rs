@@ -1,5 +1,6 @@
 //! A job from start to end: takes up its checkpoint, starts the lanes, the workers and the connectors, watches, drains,
-//! writes the checkpoint, sums up.
+//! writes the checkpoint, sums up. Of a job of several processes, the coordinator does all this and a member what its
+//! workers need.
 //!
 //! ```text
 //! connectors (threads) ──inboxes──▶ workers (timely) ──▶ sinks' writers
@@ -9,6 +10,7 @@
 //! ```
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,15 +25,18 @@ use super::board::Board;
 use super::checkpoints::{Checkpoints, Start};
 use super::clock::{EpochClock, now_micros};
 use super::connect::Context;
+use super::coordinator::{Coordinator, Members};
 use super::crew::{Common, Crew};
-use super::lanes::Lanes;
+use super::lanes::{Lanes, LanesEnd};
 use super::ledger::{Ledger, Word};
+use super::member::{Beginning, Member, Membering};
 use super::memory::Budget;
 use super::repeats::Wanted;
 use super::seeds::Opening;
-use super::shared::Watermarks;
 use super::take_up::{TakenUp, take_up};
-use crate::checkpoint::{Checkpoint, Place, Store};
+use crate::checkpoint::{Checkpoint, NodeState, Place, Store};
+use crate::cluster::message::Welcome;
+use crate::cluster::{Joined, LOST, PeerFailure, Shape};
 use crate::http::health::Health;
 use crate::metrics::catalogue::MEMORY_BUDGET;
 use crate::offline::Begin;
@@ -56,27 +61,36 @@ pub enum Mode {
     Bounded(Pace),
 }
 
-/// A running job.
+/// A running job, or one process of it.
 pub struct Job {
     plan: Arc<Plan>,
     started: Instant,
     crew: Crew,
-    lanes: Lanes,
     connectors: Vec<JoinHandle<Result<(), SourceError>>>,
     board: Board,
-    checkpoints: Checkpoints,
     progress: Arc<Progress>,
     cuts: Arc<Cuts>,
     memory: Budget,
+    role: Role,
+}
+
+/// What a process does beside having workers.
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
+enum Role {
+    /// It has what there is once, and links to members if there are any.
+    Coordinator { lanes: Lanes, checkpoints: Checkpoints, members: Option<Coordinator> },
+    /// It has a link to the coordinator.
+    Member(Membering),
 }
 
 impl Job {
-    /// Starts a job, going on from the checkpoint that is `wanted`, if there is one.
+    /// Starts a job, or the coordinator of one, going on from the checkpoint that is `wanted`, if there is one.
     ///
     /// # Errors
     /// If the checkpoint can't be taken up, something of it would be lost or outputs repeated, a sink, model or table can't be
-    /// opened, or a source refuses to start.
-    pub fn start(plan: Arc<Plan>, mode: Mode, wanted: &Wanted) -> anyhow::Result<Job> {
+    /// opened, a source refuses to start, or a member fails to.
+    pub fn start(plan: Arc<Plan>, mode: Mode, wanted: &Wanted, shape: Shape, joined: Joined) -> anyhow::Result<Job> {
+        let members = if joined.control.is_empty() { None } else { Some(Members::new(joined.control)?) };
         let place = Place::of(&plan.engine, &plan.folder)?;
         let store = Store::open(&place, &plan.name, &plan.hash);
         let mut store = store.context("take the place of the state (`engine.state`)")?;
@@ -84,17 +98,25 @@ impl Job {
         if made.is_none() {
             store.merge_loaded(&checkpoint);
         }
+        if let Some(members) = &members {
+            let welcome = Welcome {
+                id: store.id().to_string(),
+                start: store.writer().to_string(),
+                generation: store.generation(),
+                may_repeat: wanted.allow_repeat,
+                began: began.iter().cloned().collect(),
+                ..Welcome::default()
+            };
+            members.welcome(&plan, shape, &checkpoint, &welcome);
+        }
         let first_epoch = checkpoint.progress.epoch + 1;
-        let workers = plan.engine.workers;
         let cuts: Arc<Cuts> = Arc::default();
-        let watermarks = match mode {
-            Mode::Live => Watermarks::live(plan.sources().count() * workers),
-            Mode::Bounded(_) => Watermarks::bounded(cuts.clone()),
-        };
-        let board = Board::new(&plan, &checkpoint, watermarks)?;
-        let clock = (mode == Mode::Live).then(|| EpochClock::new(first_epoch, plan.engine.epoch.duration()));
+        let bounded_cuts = matches!(mode, Mode::Bounded(_)).then(|| cuts.clone());
+        let board = Board::new(&plan, shape, &checkpoint, bounded_cuts.clone())?;
+        let clock = EpochClock::new(first_epoch, plan.engine.epoch.duration());
         let (words, heard) = unbounded();
-        let mut participants = workers;
+        let members = members.map(|members| members.watch(board.clone(), clock, words.clone())).transpose()?;
+        let mut participants = shape.total();
         let mut ledgers = || {
             participants += 1;
             Ledger::new(participants - 1, first_epoch - 1, words.clone())
@@ -111,17 +133,10 @@ impl Job {
             may_repeat: wanted.allow_repeat,
         };
         let mut lanes = Lanes::start(&opening, begin(mode, &checkpoint), &mut ledgers)?;
-        let (senders, inboxes) = inboxes(workers, plan.sources().count());
-        let seeds = opening.seeds(&mut lanes, inboxes)?;
+        let (senders, inboxes) = inboxes(shape.workers, plan.sources().count());
+        let seeds = opening.seeds(Some(&mut lanes), inboxes)?;
         opening.settle_former_writers()?;
-        let common = Common {
-            plan: plan.clone(),
-            online: board.online.clone(),
-            failures: board.failures.clone(),
-            clock,
-            spin: std::time::Duration::from_micros(plan.engine.spin_micros),
-            restore: Arc::new(checkpoint.nodes),
-        };
+        let common = common(&plan, &board, (mode == Mode::Live).then_some(clock), checkpoint.nodes);
         let checkpoint = Checkpoint { nodes: Default::default(), outbox: Default::default(), ..checkpoint };
         let start = Start {
             plan: plan.clone(),
@@ -129,27 +144,70 @@ impl Job {
             store,
             from: checkpoint.progress.clone(),
             made,
-            cuts: matches!(mode, Mode::Bounded(_)).then(|| cuts.clone()),
+            cuts: bounded_cuts,
             offline: lanes.offline_committed(),
         };
         let checkpoints = Checkpoints::start(start, participants, (words.clone(), heard))?;
-        let memory = Budget::new(&plan.engine);
-        MEMORY_BUDGET.of([]).set(memory.bytes() as f64);
-        let (crew, wakes) = Crew::start(seeds, contexts(&board, workers, first_epoch, words), common)?;
-        let mut job = Job {
-            plan,
-            started: Instant::now(),
-            crew,
-            lanes,
-            connectors: Vec::new(),
-            board,
-            checkpoints,
-            progress: Arc::default(),
-            cuts,
-            memory,
-        };
+        let (crew, wakes) = Crew::start(seeds, contexts(&board, first_epoch, words), common, joined.data)?;
+        if let Some(members) = &members {
+            members.start()?;
+        }
+        let role = Role::Coordinator { lanes, checkpoints, members };
+        let mut job = Job::of(plan, crew, board, cuts, role);
         job.connect(mode, &checkpoint, senders, wakes, first_epoch)?;
         Ok(job)
+    }
+
+    /// Starts a member of a job of several processes.
+    ///
+    /// # Errors
+    /// If a sink or model can't be opened, a source refuses to start, or another process fails to start.
+    pub fn start_member(plan: Arc<Plan>, shape: Shape, joined: Joined) -> anyhow::Result<Job> {
+        let member = Member::new(joined.control)?;
+        let Beginning { welcome, checkpoint } = member.begin()?;
+        let first_epoch = checkpoint.progress.epoch + 1;
+        let board = Board::new(&plan, shape, &checkpoint, None)?;
+        let (words, heard) = unbounded();
+        let link = member.watch(board.clone(), heard)?;
+        let started = (|| {
+            let clock = link.clock(first_epoch, plan.engine.epoch.duration())?;
+            let opening = Opening {
+                plan: &plan,
+                from: &checkpoint,
+                began: welcome.began.into_iter().collect(),
+                board: &board,
+                id: welcome.id,
+                start: welcome.start,
+                generation: welcome.generation,
+                first_epoch,
+                may_repeat: welcome.may_repeat,
+            };
+            let (senders, inboxes) = inboxes(shape.workers, plan.sources().count());
+            let seeds = opening.seeds(None, inboxes)?;
+            let common = common(&plan, &board, Some(clock), checkpoint.nodes.clone());
+            let (crew, wakes) = Crew::start(seeds, contexts(&board, first_epoch, words), common, joined.data)?;
+            link.ready()?;
+            Ok((crew, senders, wakes))
+        })();
+        let (crew, senders, wakes) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                board.failures.report(error);
+                board.gates.failed.store(true, Ordering::Release);
+                link.finish();
+                return Err(board.failures.first().unwrap_or_else(|| elsewhere().into()));
+            }
+        };
+        let mut job = Job::of(plan, crew, board, Arc::default(), Role::Member(link));
+        job.connect(Mode::Live, &checkpoint, senders, wakes, first_epoch)?;
+        Ok(job)
+    }
+
+    fn of(plan: Arc<Plan>, crew: Crew, board: Board, cuts: Arc<Cuts>, role: Role) -> Job {
+        let (started, progress) = (Instant::now(), Arc::default());
+        let memory = Budget::new(&plan.engine);
+        MEMORY_BUDGET.of([]).set(memory.bytes() as f64);
+        Job { plan, started, crew, connectors: Vec::new(), board, progress, cuts, memory, role }
     }
 
     /// Starts what delivers: a connector a source, or one reader for all sources of a bounded run.
@@ -175,6 +233,11 @@ impl Job {
                     let start = self.board.start(&self.plan, &stream.name, source, ports, checkpoint);
                     self.connectors.push(match source.connector() {
                         Some(connector) => connector.start(start)?,
+                        // Files are the coordinator's to read: here, they have ended.
+                        None if !self.board.shape.is_coordinator() => {
+                            _ = start.status.set_connection(Connection::Ended);
+                            continue;
+                        }
                         None => read_on_arrival(
                             source.bounded(&stream.name, &self.plan.folder, start.positions.clone())?,
                             start,
@@ -248,7 +311,9 @@ impl Job {
     /// Looks after the job; called some times a second. Holds the sources while a lane is behind, and drains the job if
     /// something failed.
     pub fn look_after(&mut self) {
-        self.lanes.look_after(&self.board.gates);
+        if let Role::Coordinator { lanes, .. } = &self.role {
+            lanes.look_after(&self.board.gates);
+        }
         self.memory.look_after(&self.board.gates);
         let (ended, running) = self.connectors.drain(..).partition(|connector| connector.is_finished());
         self.connectors = running;
@@ -282,9 +347,23 @@ impl Job {
                 self.board.failures.report(error.into());
             }
         }
-        let lanes = self.lanes.finish(self.checkpoints, self.plan.engine.shutdown_timeout.duration())?;
+        let lanes = match self.role {
+            Role::Coordinator { lanes, checkpoints, members } => {
+                if let Some(members) = members {
+                    members.finish();
+                }
+                lanes.finish(checkpoints, self.plan.engine.shutdown_timeout.duration())?
+            }
+            Role::Member(link) => {
+                link.finish();
+                LanesEnd::default()
+            }
+        };
         if let Some(error) = self.board.failures.first() {
             return Err(error);
+        }
+        if self.board.gates.failed.load(Ordering::Acquire) {
+            return Err(elsewhere().into());
         }
         let stopped = self.board.draining.load(Ordering::Acquire);
         let mut summary = Summary {
@@ -328,17 +407,31 @@ fn inboxes(workers: usize, sources: usize) -> (Vec<Vec<Sender<Arrival>>>, Vec<Ve
     (senders, receivers)
 }
 
+/// What the workers of this process share.
+fn common(plan: &Arc<Plan>, board: &Board, clock: Option<EpochClock>, restore: BTreeMap<String, NodeState>) -> Common {
+    Common {
+        plan: plan.clone(),
+        online: board.online.clone(),
+        failures: board.failures.clone(),
+        clock,
+        spin: std::time::Duration::from_micros(plan.engine.spin_micros),
+        restore: Arc::new(restore),
+        shape: board.shape,
+    }
+}
+
+/// Why a process of a job ends that has done nothing wrong.
+fn elsewhere() -> PeerFailure {
+    PeerFailure { process: 0, text: "the job fails; the log of another process says why".into(), code: LOST as u8 }
+}
+
 /// Makes each worker's context, on the worker's thread.
-fn contexts(
-    board: &Board,
-    workers: usize,
-    first_epoch: u64,
-    words: Sender<Word>,
-) -> impl Fn(usize) -> Context + Send + Sync + 'static {
+fn contexts(board: &Board, first_epoch: u64, words: Sender<Word>) -> impl Fn(usize) -> Context + Send + Sync + 'static {
     let board = board.clone();
     move |worker| Context {
         worker,
-        workers,
+        workers: board.shape.total(),
+        shape: board.shape,
         first_epoch,
         watermarks: board.watermarks.clone(),
         gates: board.gates.clone(),

@@ -1,7 +1,8 @@
 //! Taps: rows of a stream handed to a lane beside the dataflow (the slow lane, the offline store), stamped with their
 //! epoch.
 //!
-//! A lane hears about the end of an epoch once per worker, after all of the worker's taps have handed over theirs.
+//! A lane hears about the end of an epoch once per worker, after all of the worker's taps have handed over theirs. In a job
+//! of several processes the lanes are the coordinator's: rows for their taps go to its workers.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use super::ledger::{Ledger, SharedLedger};
 use super::seeds::Opening;
 use super::shared::{Gates, Watermarks};
 use super::signals::Signals;
+use crate::cluster::Shape;
 use crate::offline::pending::PendingRows;
 use crate::offline::{Begin, Feeder, Offline, OfflineConfig, OpenOffline, OpenTable};
 use crate::plan::{OfflinePlan, Plan};
@@ -178,7 +180,7 @@ impl Lanes {
             let into = sending.inlet();
             let states = &opening.from.nodes;
             let (ledger, partitions) = (ledgers(), board.partitions.clone());
-            slow = Some(SlowLane::start(slow_plan(plan), states, first_epoch, into, ledger, partitions)?);
+            slow = Some(SlowLane::start(slow_plan(plan, board.shape), states, first_epoch, into, ledger, partitions)?);
             signals = Some(sending);
         }
         Ok(Lanes {
@@ -294,13 +296,13 @@ fn open_offline(opening: &Opening<'_>, begin: Begin) -> anyhow::Result<OpenOffli
         job: plan.name.clone(),
         topology_hash: plan.hash.clone(),
         folder: plan.folder.clone(),
-        workers: plan.engine.workers,
+        workers: board.shape.workers,
         tables: plan.offline.iter().map(open).collect(),
     })
 }
 
 /// The slow lane's share of a plan.
-fn slow_plan(plan: &Plan) -> SlowPlan {
+fn slow_plan(plan: &Plan, shape: Shape) -> SlowPlan {
     let detector = |detector: &crate::plan::DetectorPlan| {
         let stream = &plan.streams[detector.stream];
         DetectorPlan {
@@ -331,7 +333,7 @@ fn slow_plan(plan: &Plan) -> SlowPlan {
         }
     };
     SlowPlan {
-        workers: plan.engine.workers,
+        workers: shape.workers,
         detectors: plan.detectors.iter().map(detector).collect(),
         outcomes: plan.outcomes.iter().map(outcome).collect(),
     }

@@ -12,9 +12,13 @@ use std::sync::Arc;
 use crossbeam_channel::Sender;
 use millstream_operators::Batch;
 
+use serde::{Deserialize, Serialize};
+
 use super::shared::Taken;
 use crate::checkpoint::Block;
 use crate::sinks::Records;
+
+pub mod wire;
 
 /// What one participant has of an epoch.
 #[derive(Debug, Default)]
@@ -42,7 +46,7 @@ impl Part {
 }
 
 /// A source on one worker at the end of an epoch.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct SourcePart {
     /// The source's index.
     pub source: usize,

@@ -9,6 +9,7 @@ use hdrhistogram::Histogram;
 use millstream_operators::operator::Outputs;
 use millstream_operators::reject::Reason;
 use millstream_operators::{Batch, EventTime};
+use serde::{Deserialize, Serialize};
 
 use crate::sinks::Records;
 
@@ -128,6 +129,70 @@ impl Meters {
     /// All sinks.
     pub fn sinks(&self) -> Vec<(Arc<str>, Arc<SinkCounters>)> {
         self.sinks.lock().expect("no thread panics with the lock").iter().map(|(n, c)| (n.clone(), c.clone())).collect()
+    }
+}
+
+/// What the closing summary needs of a process's counters, to be added to another's.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Counts {
+    nodes: Vec<(String, NodeCounts)>,
+    /// Records by source.
+    sources: Vec<(String, u64)>,
+    /// Records by sink, and its latencies: (microseconds, records).
+    sinks: Vec<(String, u64, Vec<(u64, u64)>)>,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct NodeCounts {
+    records_out: u64,
+    rejects: Vec<u64>,
+    filtered: u64,
+    late: u64,
+}
+
+impl Meters {
+    /// What the closing summary needs.
+    pub fn counts(&self) -> Counts {
+        let node = |(name, node): (Arc<str>, Arc<NodeCounters>)| {
+            let counts = NodeCounts {
+                records_out: node.records_out.load(Relaxed),
+                rejects: node.rejects.iter().map(|count| count.load(Relaxed)).collect(),
+                filtered: node.filtered.load(Relaxed),
+                late: node.late.load(Relaxed),
+            };
+            (name.to_string(), counts)
+        };
+        let sink = |(name, sink): (Arc<str>, Arc<SinkCounters>)| {
+            let latency = sink.latency.lock().expect("no thread panics with the lock");
+            let latency = latency.iter_recorded().map(|value| (value.value_iterated_to(), value.count_at_value()));
+            (name.to_string(), sink.records.load(Relaxed), latency.collect())
+        };
+        let sources = self.sources().into_iter();
+        Counts {
+            nodes: self.nodes().into_iter().map(node).collect(),
+            sources: sources.map(|(name, source)| (name.to_string(), source.records.load(Relaxed))).collect(),
+            sinks: self.sinks().into_iter().map(sink).collect(),
+        }
+    }
+
+    /// Adds what another process has counted.
+    pub fn add(&self, counts: Counts) {
+        for (name, counts) in counts.nodes {
+            let node = self.node(&name.as_str().into());
+            node.records_out.fetch_add(counts.records_out, Relaxed);
+            node.filtered.fetch_add(counts.filtered, Relaxed);
+            node.late.fetch_add(counts.late, Relaxed);
+            node.rejects.iter().zip(counts.rejects).for_each(|(into, count)| _ = into.fetch_add(count, Relaxed));
+        }
+        for (name, records) in counts.sources {
+            self.source(&name.as_str().into()).records.fetch_add(records, Relaxed);
+        }
+        for (name, records, latencies) in counts.sinks {
+            let sink = self.sink(&name.as_str().into());
+            sink.records.fetch_add(records, Relaxed);
+            let mut latency = sink.latency.lock().expect("no thread panics with the lock");
+            latencies.into_iter().for_each(|(value, count)| latency.saturating_record_n(value, count));
+        }
     }
 }
 

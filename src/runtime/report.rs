@@ -14,6 +14,7 @@ use super::clock::now_micros;
 use super::job::INBOX;
 use super::meter::{NodeCounters, SinkCounters, SourceCounters, WorkerCounters};
 use super::shared::ROWS_IN_FLIGHT_MAX;
+use crate::cluster::Shape;
 use crate::http::health::{Expected, Health};
 use crate::metrics::catalogue::*;
 use crate::metrics::{Exporter, HistogramHandle};
@@ -109,7 +110,7 @@ impl Reporter {
         for (gate, shut) in board.gates.each(board.open_epoch.load(Relaxed)) {
             GATE_SHUT.of([gate]).set(f64::from(u8::from(shut)));
         }
-        EXCHANGE_QUEUED_ROWS.of([]).set(board.gates.rows_in_flight.load(Relaxed) as f64);
+        EXCHANGE_QUEUED_ROWS.of([]).set(board.gates.rows_between_workers() as f64);
         self.epochs(board, health);
     }
 
@@ -179,7 +180,8 @@ impl Reporter {
     fn epochs(&mut self, board: &Board, health: &Health) {
         health.epoch_opened(board.open_epoch.load(Relaxed));
         let taken: u64 = board.meters.sources().iter().map(|(_, source)| source.records.load(Relaxed)).sum();
-        if let Some(epoch) = board.durable.epoch().filter(|epoch| *epoch > self.durable) {
+        let epoch = board.durable_epoch();
+        if epoch > self.durable {
             (self.durable, self.taken) = (epoch, taken);
             health.epoch_committed(epoch);
         }
@@ -208,9 +210,9 @@ fn report_sink(name: &str, sink: &SinkCounters) {
 }
 
 /// The health of a job that is starting.
-pub fn health(plan: &Plan) -> Health {
+pub fn health(plan: &Plan, shape: Shape) -> Health {
     Health::new(Expected {
-        workers: plan.engine.workers,
+        workers: shape.workers,
         sources: plan.sources().map(|(stream, _)| stream.name.clone()).collect(),
         models: plan.models.iter().map(|model| model.name.clone()).collect(),
         epoch: plan.engine.epoch.duration(),

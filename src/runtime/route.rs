@@ -17,6 +17,7 @@ use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::operator::Operator;
 
 use super::shared::Gates;
+use crate::cluster::message::Bytes;
 
 /// A batch on an edge, with the worker it is for.
 #[derive(Debug, Clone)]
@@ -37,8 +38,8 @@ pub enum Routing {
     Stay,
     /// To the owner of their key's group; a row without a key goes to worker 0.
     ByKey(KeyColumns),
-    /// All to worker 0: outputs that have one writer.
-    ToOne,
+    /// All to one worker: to worker 0 for outputs that have one writer, to one of the coordinator's for lanes.
+    To(usize),
 }
 
 /// Splits the batches of an edge by worker, and counts the rows that are under way until the receiver takes them off
@@ -54,7 +55,8 @@ pub fn route<'scope>(edge: Edge<'scope>, routing: Routing, workers: usize, gates
                 for parcel in parcels.drain(..) {
                     match &routing {
                         Routing::ByKey(keys) => split(keys, parcel.batch, &mut rows, |parcel| session.give(parcel)),
-                        Routing::Stay | Routing::ToOne => session.give(Parcel { worker: 0, batch: parcel.batch }),
+                        Routing::To(worker) => session.give(Parcel { worker: *worker as u64, batch: parcel.batch }),
+                        Routing::Stay => session.give(parcel),
                     }
                 }
             })
@@ -84,8 +86,8 @@ fn split(keys: &KeyColumns, batch: Batch, rows: &mut [Vec<u32>], mut give: impl 
 struct Wire {
     worker: u64,
     rows: Vec<Row>,
-    records: Vec<u8>,
-    raw: Option<Vec<Option<Vec<u8>>>>,
+    records: Bytes,
+    raw: Option<Vec<Option<Bytes>>>,
 }
 
 impl Serialize for Parcel {
@@ -94,18 +96,23 @@ impl Serialize for Parcel {
         let written = StreamWriter::try_new(&mut records, &self.batch.records.schema())
             .and_then(|mut writer| writer.write(&self.batch.records).and_then(|()| writer.finish()));
         written.map_err(ser::Error::custom)?;
-        let raw = self.batch.raw.as_ref().map(|raw| raw.iter().map(|bytes| bytes.map(<[u8]>::to_vec)).collect());
-        Wire { worker: self.worker, rows: self.batch.rows.to_vec(), records, raw }.serialize(serializer)
+        let raw = self
+            .batch
+            .raw
+            .as_ref()
+            .map(|raw| raw.iter().map(|bytes| bytes.map(|bytes| Bytes(bytes.to_vec()))).collect());
+        Wire { worker: self.worker, rows: self.batch.rows.to_vec(), records: Bytes(records), raw }.serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Parcel {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let wire = Wire::deserialize(deserializer)?;
-        let mut reader = StreamReader::try_new(wire.records.as_slice(), None).map_err(de::Error::custom)?;
+        let mut reader = StreamReader::try_new(wire.records.0.as_slice(), None).map_err(de::Error::custom)?;
         let records = reader.next().ok_or_else(|| de::Error::custom("a parcel without records"))?;
         let mut batch = Batch::new(records.map_err(de::Error::custom)?, wire.rows);
-        batch.raw = wire.raw.map(|raw| raw.iter().map(|bytes| bytes.as_deref()).collect());
+        batch.raw =
+            wire.raw.map(|raw| raw.iter().map(|bytes| bytes.as_ref().map(|bytes| bytes.0.as_slice())).collect());
         Ok(Parcel { worker: wire.worker, batch })
     }
 }

@@ -32,7 +32,7 @@ pub struct Opening<'a> {
     pub from: &'a Checkpoint,
     /// The nodes that are new to a job that goes on.
     pub began: BTreeSet<String>,
-    /// What the job's threads share.
+    /// What the process's threads share.
     pub board: &'a Board,
     /// Tells this life of the job from all others.
     pub id: String,
@@ -73,11 +73,15 @@ pub fn writers(plan: &Plan) -> Vec<Writers> {
 }
 
 impl Opening<'_> {
-    /// One seed a worker.
+    /// One seed for each worker of this process; `lanes` are where the coordinator is.
     ///
     /// # Errors
     /// If a sink or a model can't be opened.
-    pub fn seeds(&self, lanes: &mut Lanes, inboxes: Vec<Vec<Receiver<Arrival>>>) -> anyhow::Result<Vec<Seed>> {
+    pub fn seeds(
+        &self,
+        mut lanes: Option<&mut Lanes>,
+        inboxes: Vec<Vec<Receiver<Arrival>>>,
+    ) -> anyhow::Result<Vec<Seed>> {
         let (plan, board) = (self.plan, self.board);
         let mut models = Vec::new();
         for model in &plan.models {
@@ -88,7 +92,7 @@ impl Opening<'_> {
             models.push(opened);
         }
         let mut seeds = Vec::new();
-        let all_outputs = self.outputs(inboxes.len())?;
+        let all_outputs = self.outputs()?;
         for ((worker, inboxes), outputs) in inboxes.into_iter().enumerate().zip(all_outputs) {
             let mut scores = Vec::new();
             for (model, opened) in plan.models.iter().zip(&models) {
@@ -101,8 +105,8 @@ impl Opening<'_> {
                 inboxes,
                 outputs,
                 scores,
-                slow: lanes.slow_feed(worker),
-                offline: lanes.offline_feed(),
+                slow: lanes.as_deref().and_then(|lanes| lanes.slow_feed(worker)),
+                offline: lanes.as_deref_mut().and_then(Lanes::offline_feed),
                 watermarks: watermarks.collect(),
                 heartbeat: board.heartbeats[worker].clone(),
             });
@@ -112,10 +116,10 @@ impl Opening<'_> {
 
     /// The ends of all sinks, by worker and in the order of the plan, but for those of drift signals. They are opened at
     /// once: each asks its brokers some questions, and a start that waited for one after the other would take as much longer.
-    fn outputs(&self, workers: usize) -> anyhow::Result<Vec<Vec<Option<Output>>>> {
+    fn outputs(&self) -> anyhow::Result<Vec<Vec<Option<Output>>>> {
         std::thread::scope(|scope| {
             let mut opening = Vec::new();
-            for worker in 0..workers {
+            for worker in self.board.shape.local() {
                 let mut of_worker = Vec::new();
                 for (index, sink) in self.plan.sinks.iter().enumerate() {
                     let elsewhere = sink.from == From::Drift || (sink.kind.one_writer() && worker > 0);

@@ -1,5 +1,6 @@
 //! What the workers of a process share: watermarks by epoch, the gates that hold sources back, the durable epoch, and the
-//! end of the run.
+//! end of the run. In a job of several processes, each has its own and the control links bring them together some hundred
+//! times a second ([`coordinator`](super::coordinator), [`member`](super::member)).
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
@@ -19,6 +20,8 @@ pub struct Watermarks {
     /// The cuts of a bounded run.
     cuts: Option<Arc<Cuts>>,
     inputs: usize,
+    /// Whether the process is told the watermarks, and only collects what its own inputs say.
+    follows: bool,
     epochs: Mutex<Epochs>,
 }
 
@@ -26,6 +29,8 @@ pub struct Watermarks {
 struct Epochs {
     /// What inputs have said, by epoch.
     said: BTreeMap<u64, Vec<EventTime>>,
+    /// What the process was told, by epoch.
+    told: BTreeMap<u64, EventTime>,
     /// The greatest watermark of the epochs that are forgotten.
     forgotten: EventTime,
 }
@@ -39,8 +44,13 @@ const EPOCHS_KEPT: u64 = 64;
 impl Watermarks {
     /// Of a live run with `inputs` inputs (sources x workers).
     pub fn live(inputs: usize) -> Self {
-        let epochs = Mutex::new(Epochs { said: BTreeMap::new(), forgotten: EventTime::MIN });
-        Watermarks { cuts: None, inputs, epochs }
+        let epochs = Epochs { said: BTreeMap::new(), told: BTreeMap::new(), forgotten: EventTime::MIN };
+        Watermarks { cuts: None, inputs, follows: false, epochs: Mutex::new(epochs) }
+    }
+
+    /// Of a member of a job of several processes, with `inputs` inputs of its own.
+    pub fn following(inputs: usize) -> Self {
+        Watermarks { follows: true, ..Watermarks::live(inputs) }
     }
 
     /// Of a bounded run whose reader notes its cuts in `cuts`.
@@ -64,12 +74,41 @@ impl Watermarks {
             return cuts.watermark(epoch).unwrap_or(EventTime::MIN);
         }
         let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
+        if self.follows {
+            while epochs.told.first_key_value().is_some_and(|(old, _)| *old + EPOCHS_KEPT < epoch) {
+                let told = epochs.told.pop_first().map_or(EventTime::MIN, |(_, told)| told);
+                epochs.forgotten = epochs.forgotten.max(told);
+            }
+            return epochs
+                .told
+                .range(..=epoch)
+                .map(|(_, told)| *told)
+                .max()
+                .unwrap_or(epochs.forgotten)
+                .max(epochs.forgotten);
+        }
         while epochs.said.first_key_value().is_some_and(|(old, _)| *old + EPOCHS_KEPT < epoch) {
             let said = epochs.said.pop_first().and_then(|(_, said)| self.least(&said));
             epochs.forgotten = epochs.forgotten.max(said.unwrap_or(EventTime::MIN));
         }
         let kept = epochs.said.range(..=epoch).filter_map(|(_, said)| self.least(said)).max();
         kept.unwrap_or(EventTime::MIN).max(epochs.forgotten)
+    }
+
+    /// What was said of epochs after `epoch` by all inputs: the least, or [`NO_SAY`] if none has a say.
+    pub fn complete_after(&self, epoch: u64) -> Vec<(u64, EventTime)> {
+        let epochs = self.epochs.lock().expect("no thread panics with the lock");
+        let complete = epochs.said.range(epoch + 1..).filter(|(_, said)| said.len() == self.inputs);
+        complete.map(|(epoch, said)| (*epoch, said.iter().min().copied().unwrap_or(NO_SAY))).collect()
+    }
+
+    /// The process was told the watermarks of epochs.
+    pub fn tell(&self, watermarks: &[(u64, EventTime)]) {
+        let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
+        let Some((newest, _)) = watermarks.last() else { return };
+        // What its inputs said of them has been passed on long ago.
+        epochs.said = epochs.said.split_off(newest);
+        epochs.told.extend(watermarks.iter().copied().filter(|(_, watermark)| *watermark != NO_SAY));
     }
 
     /// The least of what the inputs said, if all have.
@@ -87,6 +126,10 @@ pub struct Gates {
     pub stalled_sinks: AtomicUsize,
     /// Rows on their way from one worker to another.
     pub rows_in_flight: AtomicI64,
+    /// The same, as the other processes of the job count them: a row that leaves one arrives in another.
+    pub rows_elsewhere: AtomicI64,
+    /// Whether another process of the job holds its sources.
+    pub held_elsewhere: AtomicBool,
     /// The newest epoch that the slow lane has closed.
     pub slow_epoch: AtomicU64,
     /// Bytes that wait for the offline store.
@@ -117,18 +160,29 @@ impl Gates {
         Gates { epochs_behind_max: AtomicU64::new(epochs.max(EPOCHS_BEHIND_MIN)), ..Gates::default() }
     }
 
+    /// Rows on their way from one worker to another, in all processes.
+    pub fn rows_between_workers(&self) -> i64 {
+        self.rows_in_flight.load(Ordering::Relaxed) + self.rows_elsewhere.load(Ordering::Relaxed)
+    }
+
     /// Whether a source in `epoch` must wait.
     pub fn held(&self, epoch: u64) -> bool {
         self.each(epoch).iter().any(|(_, shut)| *shut)
     }
 
+    /// Whether this process has a reason of its own to hold sources in `epoch`: the others hold theirs as well then.
+    pub fn held_here(&self, epoch: u64) -> bool {
+        self.each(epoch).iter().any(|(gate, shut)| *shut && *gate != "process")
+    }
+
     /// The gates by name, and whether each holds a source in `epoch`.
-    pub fn each(&self, epoch: u64) -> [(&'static str, bool); 6] {
+    pub fn each(&self, epoch: u64) -> [(&'static str, bool); 7] {
         let behind_max = self.epochs_behind_max.load(Ordering::Relaxed);
         let behind = |newest: &AtomicU64| newest.load(Ordering::Relaxed) + behind_max < epoch;
         [
             ("sink", self.stalled_sinks.load(Ordering::Relaxed) > 0),
-            ("exchange", self.rows_in_flight.load(Ordering::Relaxed) > ROWS_IN_FLIGHT_MAX),
+            ("exchange", self.rows_between_workers() > ROWS_IN_FLIGHT_MAX),
+            ("process", self.held_elsewhere.load(Ordering::Relaxed)),
             ("slow_lane", behind(&self.slow_epoch)),
             ("epoch", behind(&self.durable_epoch)),
             ("offline", self.offline_backlog_bytes.load(Ordering::Relaxed) > OFFLINE_BACKLOG_BYTES_MAX),
@@ -147,6 +201,8 @@ pub struct Durable {
 struct WriterStanding {
     /// The newest durable epoch.
     epoch: AtomicU64,
+    /// Whether it is in another process, and nobody tells this one about it.
+    elsewhere: bool,
     /// Whether the writer waits for an epoch's decision, and the decision not for the writer.
     commits_after_decision: bool,
     /// How much the sink held at the end of each durable epoch that no checkpoint has asked for yet.
@@ -154,15 +210,21 @@ struct WriterStanding {
 }
 
 impl Durable {
-    /// For writers (sinks x workers) of which each commits after the decision of an epoch or makes durable before it; all
-    /// are durable up to `epoch`.
-    pub fn new(commit_after_decision: impl IntoIterator<Item = bool>, epoch: u64) -> Self {
-        let standing = |commits_after_decision| WriterStanding {
+    /// For writers (sinks x workers), each with whether it commits after the decision of an epoch or makes durable before it,
+    /// and whether it is elsewhere; all are durable up to `epoch`.
+    pub fn new(writers: impl IntoIterator<Item = (bool, bool)>, epoch: u64) -> Self {
+        let standing = |(commits_after_decision, elsewhere)| WriterStanding {
             epoch: AtomicU64::new(epoch),
+            elsewhere,
             commits_after_decision,
             positions: Mutex::default(),
         };
-        Durable { writers: commit_after_decision.into_iter().map(standing).collect() }
+        Durable { writers: writers.into_iter().map(standing).collect() }
+    }
+    /// The newest durable epoch of each writer of this process, by its number.
+    pub fn here(&self) -> Vec<(usize, u64)> {
+        let here = self.writers.iter().enumerate().filter(|(_, writer)| !writer.elsewhere);
+        here.map(|(number, writer)| (number, writer.epoch.load(Ordering::Acquire))).collect()
     }
     /// Writer `writer` has made everything up to `epoch` durable, and held so much at the ends of these epochs.
     pub fn set(&self, writer: usize, epoch: u64, positions: Vec<(u64, u64)>) {
@@ -183,7 +245,8 @@ impl Durable {
     }
     /// The newest epoch that all writers have made durable; `None` without writers.
     pub fn epoch(&self) -> Option<u64> {
-        self.writers.iter().map(|writer| writer.epoch.load(Ordering::Acquire)).min()
+        let here = self.writers.iter().filter(|writer| !writer.elsewhere);
+        here.map(|writer| writer.epoch.load(Ordering::Acquire)).min()
     }
     /// The newest epoch that all writers have made durable whose word a decision waits for; `None` without such writers.
     pub fn staged(&self) -> Option<u64> {
@@ -197,29 +260,84 @@ pub type Taken = BTreeMap<u32, i64>;
 
 /// The end of a run. An input (a source on a worker) that has no more rows goes on closing epochs until no input has any:
 /// so everything in the dataflow closes the same epochs, and a file that ends beside a topic holds nobody back.
+///
+/// Then each input rests: it says which epoch it has open and cuts no more. The last epoch is the newest of these, so nobody has
+/// gone past it, and all close it and none after it. (An epoch that only some have closed would never be decided, and its writers
+/// would wait for that.)
 #[derive(Debug)]
 pub struct Ending {
     /// Inputs that may still give rows.
     running: AtomicUsize,
-    /// The newest epoch in which an input ended.
+    /// Inputs that do not rest yet.
+    restless: AtomicUsize,
+    /// The newest epoch that an input had open when it came to rest.
     newest: AtomicU64,
+    /// What another process finds out, if this one is told.
+    told: Option<Told>,
 }
+
+/// What a process is told about the end.
+#[derive(Debug)]
+struct Told {
+    exhausted: AtomicBool,
+    /// [`UNKNOWN`] before it is told.
+    last: AtomicU64,
+}
+
+/// A last epoch that is not known yet.
+const UNKNOWN: u64 = u64::MAX;
 
 impl Ending {
     /// For a run with so many inputs that goes on after `epoch`.
     pub fn new(inputs: usize, epoch: u64) -> Ending {
-        Ending { running: AtomicUsize::new(inputs), newest: AtomicU64::new(epoch) }
+        let (running, restless) = (AtomicUsize::new(inputs), AtomicUsize::new(inputs));
+        Ending { running, restless, newest: AtomicU64::new(epoch), told: None }
     }
 
-    /// An input gives no rows after `epoch`.
-    pub fn end(&self, epoch: u64) {
-        self.newest.fetch_max(epoch, Ordering::AcqRel);
+    /// For a member of a job of several processes: it is told when the run ends.
+    pub fn following(inputs: usize, epoch: u64) -> Ending {
+        let told = Told { exhausted: AtomicBool::new(false), last: AtomicU64::new(UNKNOWN) };
+        Ending { told: Some(told), ..Ending::new(inputs, epoch) }
+    }
+
+    /// An input gives no rows any more.
+    pub fn end(&self) {
         self.running.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// The last epoch of the run, once it is known: no input gives rows after it.
+    /// Whether no input gives rows any more: all come to rest.
+    pub fn exhausted(&self) -> bool {
+        self.told.as_ref().map_or_else(|| self.exhausted_here(), |told| told.exhausted.load(Ordering::Acquire))
+    }
+
+    /// An input rests in `epoch`.
+    pub fn rest(&self, epoch: u64) {
+        self.newest.fetch_max(epoch, Ordering::AcqRel);
+        self.restless.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// The last epoch of the run, once it is known.
     pub fn last_epoch(&self) -> Option<u64> {
-        (self.running.load(Ordering::Acquire) == 0).then(|| self.newest.load(Ordering::Acquire))
+        let Some(told) = &self.told else { return self.rested_here() };
+        Some(told.last.load(Ordering::Acquire)).filter(|last| *last != UNKNOWN)
+    }
+
+    /// Whether no input of this process gives rows any more.
+    pub fn exhausted_here(&self) -> bool {
+        self.running.load(Ordering::Acquire) == 0
+    }
+
+    /// The newest epoch that an input of this process had open when all of them had come to rest.
+    pub fn rested_here(&self) -> Option<u64> {
+        (self.restless.load(Ordering::Acquire) == 0).then(|| self.newest.load(Ordering::Acquire))
+    }
+
+    /// What the process that finds out says.
+    pub fn tell(&self, exhausted: bool, last: Option<u64>) {
+        if let Some(told) = &self.told {
+            told.exhausted.store(exhausted, Ordering::Release);
+            told.last.store(last.unwrap_or(UNKNOWN), Ordering::Release);
+        }
     }
 }
 
@@ -248,5 +366,28 @@ mod tests {
         watermarks.publish(6, NO_SAY);
         watermarks.publish(6, NO_SAY);
         assert_eq!(watermarks.at(6), 40);
+    }
+
+    #[test]
+    fn a_run_ends_with_an_epoch_that_nobody_has_gone_past() {
+        let ending = Ending::new(2, 5);
+        ending.end();
+        assert!(!ending.exhausted());
+        ending.end();
+        // The first went on with the clock meanwhile.
+        assert!(ending.exhausted() && ending.last_epoch().is_none());
+        ending.rest(9);
+        assert_eq!(ending.last_epoch(), None, "the other may have come further");
+        ending.rest(11);
+        assert_eq!(ending.last_epoch(), Some(11));
+        let member = Ending::following(1, 5);
+        member.end();
+        assert!(member.exhausted_here() && !member.exhausted());
+        member.tell(true, None);
+        assert!(member.exhausted());
+        member.rest(7);
+        assert_eq!((member.rested_here(), member.last_epoch()), (Some(7), None));
+        member.tell(true, Some(11));
+        assert_eq!(member.last_epoch(), Some(11));
     }
 }

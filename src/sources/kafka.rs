@@ -145,11 +145,6 @@ impl Tracked {
             at_end: AtomicBool::new(false),
         }
     }
-
-    /// The worker that reads it.
-    fn worker(&self, workers: usize) -> usize {
-        self.partition.unsigned_abs() as usize % workers
-    }
 }
 
 /// When a source's threads are to stop.

@@ -29,6 +29,7 @@ impl Topology {
         }
         self.engine.state = below("state".into());
         self.engine.s3 = S3::default();
+        self.engine.cluster = None;
         self
     }
 }

@@ -14,6 +14,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::connect::{Begin, Contact};
 use super::read::{Broken, Inbox, MESSAGES_MAX, Reader};
 use super::{Halt, KafkaSource, Tracked};
+use crate::cluster::Shape;
 use crate::kafka::{ClientError, Context};
 use crate::metrics::catalogue;
 use crate::sources::{Connection, Partitions, Positions, SourceError, Start, Status};
@@ -28,7 +29,7 @@ const MISSING_MAX: Duration = Duration::from_secs(15);
 
 /// Reads until the job stops; the first thing that went wrong, if something did.
 pub(super) fn run(source: &KafkaSource, consumer: Arc<BaseConsumer<Context>>, start: Start) -> Result<(), SourceError> {
-    let Start { name, ports, partitions, stop, status, idle_after, message_size_max, .. } = start;
+    let Start { name, ports, shape, partitions, stop, status, idle_after, message_size_max, .. } = start;
     let halt = Halt { asked: stop, broken: AtomicBool::new(false) };
     let contact = Contact { source, name: &name, consumer: &consumer, halt: &halt };
     let begin = contact.begin(&start.positions)?;
@@ -46,7 +47,15 @@ pub(super) fn run(source: &KafkaSource, consumer: Arc<BaseConsumer<Context>>, st
             let run = move || reader.run().inspect_err(|_| halt.broken.store(true, Relaxed));
             readers.push(scope.spawn(run));
         }
-        let mut watch = Watch { contact: &contact, name: &name, partitions: &partitions, lanes, tracked: Vec::new() };
+        let mut watch = Watch {
+            contact: &contact,
+            name: &name,
+            partitions: &partitions,
+            shape,
+            lanes,
+            tracked: Vec::new(),
+            known: HashMap::new(),
+        };
         let watched = match begin {
             Some(begin) => watch.run(begin, &status, &paused),
             None => Ok(()),
@@ -74,8 +83,12 @@ struct Watch<'a> {
     contact: &'a Contact<'a>,
     name: &'a str,
     partitions: &'a Partitions,
+    shape: Shape,
     lanes: Vec<Lane>,
+    /// The partitions that this process reads.
     tracked: Vec<Arc<Tracked>>,
+    /// How many partitions of each topic there are, whoever reads them.
+    known: HashMap<String, usize>,
 }
 
 impl Watch<'_> {
@@ -115,15 +128,24 @@ impl Watch<'_> {
         let fail = |detail: String| SourceError::Kafka { name: self.name.into(), detail };
         let mut list = TopicPartitionList::new();
         for Begin { topic, partition, position } in begin {
+            *self.known.entry(topic.clone()).or_default() += 1;
+            let worker = partition.unsigned_abs() as usize % self.shape.total();
+            if !self.shape.local().contains(&worker) {
+                continue;
+            }
             let number = self.partitions.number(&topic, partition);
             let tracked = Arc::new(Tracked::new(topic.as_str().into(), partition, number, position));
-            let lane = &self.lanes[tracked.worker(self.lanes.len())];
+            let lane = &self.lanes[worker - self.shape.local().start];
             // A reader that has gone says why itself.
             let _gone = lane.assign.send(tracked.clone());
             lane.inlet.hand_over(&topic, partition).map_err(|error| fail(error.to_string()))?;
             let added = list.add_partition_offset(&topic, partition, Offset::Offset(position));
             added.map_err(|error| fail(format!("{topic}/{partition} at {position}: {error}")))?;
             self.tracked.push(tracked);
+        }
+        // All may be others' to read.
+        if list.count() == 0 {
+            return Ok(());
         }
         let assigned = self.contact.consumer.incremental_assign(&list);
         assigned.map_err(|error| fail(format!("assign {} partitions: {error}", list.count())))
@@ -132,7 +154,7 @@ impl Watch<'_> {
     /// Looks for partitions that were added, and for topics that were deleted.
     fn discover(&mut self, missing: &mut HashMap<String, Instant>) -> Result<(), SourceError> {
         for topic in &self.contact.source.topics {
-            let known = self.tracked.iter().filter(|t| *t.topic == **topic).count();
+            let known = self.known.get(topic).copied().unwrap_or(0);
             match self.contact.added(topic, i32::try_from(known).unwrap_or(i32::MAX)) {
                 Ok(Some(begin)) => {
                     self.contact.consumer.context().up();

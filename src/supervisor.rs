@@ -1,0 +1,210 @@
+//! `millstream run --processes N`: the processes of a job on this machine, started again together when one of them ends
+//! before its time.
+//!
+//! ```text
+//! supervisor ──stdin: "drain"──▶ process 0, 1 … N-1       each runs the same command line
+//!            ◀──exit codes──────                          and learns its place from the environment
+//! ```
+//! A process that ends takes the others with it ([`cluster::LOST`]): the job goes on from its newest checkpoint when all are
+//! started again. They are not if the exit code says that nothing would be different the next time. A process whose
+//! supervisor is gone ends at once, so that a new supervisor finds none of them at work.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::{self, handshake};
+
+/// The environment variable that tells a process its place.
+pub const VARIABLE: &str = "MILLSTREAM_PROCESS";
+/// How long to wait before the first new start; twice as long before each further one.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// The longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// A job that has run so long begins again with the shortest pause.
+const GOOD_RUN: Duration = Duration::from_secs(60);
+/// How long the others may take to end after one has.
+const GRACE: Duration = Duration::from_secs(5);
+/// How often processes and signals are looked at.
+const LOOK: Duration = Duration::from_millis(20);
+/// What a process is told that is to drain.
+const DRAIN: u8 = b'd';
+/// Exit codes after which nothing would be different: docs/exit_codes.md.
+const FINAL: [i32; 5] = [0, 2, 3, 4, 5];
+
+/// A process's place, as its supervisor tells it.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Place {
+    /// Its number.
+    pub process: usize,
+    /// Where each process listens.
+    pub addresses: Vec<String>,
+    /// What all of them know.
+    pub secret: String,
+    /// How often the job has been started again.
+    pub restarts: u64,
+}
+
+impl Place {
+    /// The place of this process, if a supervisor has started it.
+    ///
+    /// # Errors
+    /// If the environment variable says something else.
+    pub fn of_this_process() -> anyhow::Result<Option<Place>> {
+        let Ok(text) = std::env::var(VARIABLE) else { return Ok(None) };
+        let place = serde_json::from_str(&text);
+        place.map(Some).with_context(|| format!("{VARIABLE} is for the processes of `--processes`; unset it"))
+    }
+}
+
+/// Hears what the supervisor says: calls `drain` when the job is to stop, and ends the process when the supervisor is gone.
+///
+/// # Errors
+/// If the operating system refuses a thread.
+pub fn obey(drain: impl Fn() + Send + 'static) -> anyhow::Result<()> {
+    let listen = move || {
+        let mut said = [0];
+        while let Ok(1) = std::io::stdin().read(&mut said) {
+            if said[0] == DRAIN {
+                drain();
+            }
+        }
+        tracing::error!("the supervisor is gone: this process ends as well");
+        std::process::exit(cluster::LOST);
+    };
+    std::thread::Builder::new().name("supervisor".into()).spawn(listen).context("listen to the supervisor")?;
+    Ok(())
+}
+
+/// Runs `processes` processes of this program with its own arguments until they are done, or will never be; gives the exit
+/// code. `signals` counts the requests to stop.
+///
+/// # Errors
+/// If a process can't be started.
+pub fn supervise(processes: usize, signals: &dyn Fn() -> u8) -> anyhow::Result<i32> {
+    let mut pause = PAUSE_MIN;
+    for restarts in 0.. {
+        let started = Instant::now();
+        let code = Family::start(processes, restarts)?.watch(signals);
+        if FINAL.contains(&code) || signals() > 0 {
+            return Ok(code);
+        }
+        if started.elapsed() > GOOD_RUN {
+            pause = PAUSE_MIN;
+        }
+        tracing::warn!(code, seconds = pause.as_secs(), "the job has ended before its time and is started again");
+        let paused = Instant::now();
+        while paused.elapsed() < pause {
+            if signals() > 0 {
+                return Ok(code);
+            }
+            std::thread::sleep(LOOK);
+        }
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+    Ok(0)
+}
+
+/// The processes of one start.
+struct Family {
+    members: Vec<Process>,
+}
+
+struct Process {
+    child: Child,
+    orders: UnixStream,
+    status: Option<ExitStatus>,
+}
+
+impl Family {
+    fn start(processes: usize, restarts: u64) -> anyhow::Result<Family> {
+        let addresses = free_addresses(processes).context("find ports for the processes")?;
+        let secret: String = handshake::fresh::<16>()?.iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut family = Family { members: Vec::new() };
+        for process in 0..processes {
+            let place = Place { process, addresses: addresses.clone(), secret: secret.clone(), restarts };
+            let (orders, theirs) = UnixStream::pair().context("make a way to tell a process what to do")?;
+            let mut command = Command::new(std::env::current_exe().context("find this program")?);
+            command.args(std::env::args_os().skip(1)).env(VARIABLE, serde_json::to_string(&place)?);
+            // In a group of its own a process does not hear Ctrl-C twice: from the terminal and from here.
+            command.stdin(Stdio::from(OwnedFd::from(theirs))).process_group(0);
+            let child = command.spawn().with_context(|| format!("start process {process}"))?;
+            tracing::info!(process, pid = child.id(), restarts, "started");
+            family.members.push(Process { child, orders, status: None });
+        }
+        Ok(family)
+    }
+
+    /// Waits for all of them, tells them to drain, ends those that are left over.
+    fn watch(mut self, signals: &dyn Fn() -> u8) -> i32 {
+        let (mut told, mut first) = (0, None);
+        loop {
+            for (number, process) in self.members.iter_mut().enumerate().filter(|(_, process)| process.status.is_none())
+            {
+                process.status = process.child.try_wait().unwrap_or_else(|error| {
+                    tracing::error!(process = number, %error, "a process can't be waited for");
+                    None
+                });
+                if let Some(status) = process.status {
+                    tracing::info!(process = number, %status, "ended");
+                    first.get_or_insert_with(Instant::now);
+                }
+            }
+            if self.members.iter().all(|process| process.status.is_some()) {
+                return self.code();
+            }
+            while told < signals() {
+                told += 1;
+                // Whoever does not hear it has ended.
+                self.members.iter_mut().for_each(|process| _ = process.orders.write_all(&[DRAIN]));
+            }
+            if first.is_some_and(|first| first.elapsed() > GRACE) {
+                self.kill();
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn kill(&mut self) {
+        for process in self.members.iter_mut().filter(|process| process.status.is_none()) {
+            // Whoever can't be killed has ended.
+            let _ended = process.child.kill();
+        }
+    }
+
+    /// What the processes' exit codes say about the job: what the coordinator says if it is done, else what one says that has
+    /// not only lost another one.
+    fn code(&self) -> i32 {
+        let codes: Vec<i32> = self.members.iter().filter_map(|process| process.status.map(code)).collect();
+        match codes.first() {
+            Some(0) => 0,
+            _ => codes.iter().find(|code| ![0, cluster::LOST].contains(code)).copied().unwrap_or(cluster::LOST),
+        }
+    }
+}
+
+/// Processes outlive nobody who has started them.
+impl Drop for Family {
+    fn drop(&mut self) {
+        self.kill();
+        self.members.iter_mut().for_each(|process| _ = process.child.wait());
+    }
+}
+
+/// An exit code, as a shell tells it.
+fn code(status: ExitStatus) -> i32 {
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1)
+}
+
+/// Addresses of the loopback that nobody listens at.
+fn free_addresses(count: usize) -> std::io::Result<Vec<String>> {
+    let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    listeners.iter().map(|listener| Ok(listener.local_addr()?.to_string())).collect()
+}

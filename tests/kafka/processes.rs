@@ -1,0 +1,241 @@
+//! A job of several processes: whichever of them dies, all start again, and every input is accounted for once.
+
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use super::chaos::world::{Reader, Writer};
+use super::service::{Service, address, get, scrape};
+use super::*;
+use crate::program::Running;
+use crate::random::{Random, seed, variable};
+
+/// The topology of the chaos tests with its topics.
+fn service() -> Service {
+    Service::new(brokers(), "chaos").create([("events", 3), ("vectors", 2), ("rejects", 1)])
+}
+
+/// The processes that a supervisor has started so far, by its log: (number, pid, which start).
+fn started(log: &str) -> Vec<(u64, u64, u64)> {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let started = lines.filter(|line| line["message"] == "started");
+    started.map(|line| ["process", "pid", "restarts"].map(|field| line[field].as_u64().unwrap()).into()).collect()
+}
+
+/// How often processes have begun to read.
+fn reading(log: &str) -> usize {
+    log.matches("\"message\":\"reading\"").count()
+}
+
+/// Longer than the silence after which a process is thought gone, and a start.
+const LONG: Duration = Duration::from_secs(90);
+
+/// Waits for something that a job says.
+fn until(running: &mut Running, what: &str, done: impl Fn(&str) -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !done(&running.err()) {
+        assert!(running.runs(), "it has ended before {what}: {}", running.err());
+        assert!(Instant::now() < deadline, "never {what}: {}", running.err());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn signal(pid: u64, name: &str) {
+    // It may have ended already, with another one.
+    _ = Command::new("kill").args(["-s", name, &pid.to_string()]).stderr(Stdio::null()).status();
+}
+
+fn exists(pid: u64) -> bool {
+    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // One that has ended and was not waited for is a zombie.
+    !state.is_empty() && !state.contains(") Z ")
+}
+
+#[test]
+fn whichever_process_is_killed_nothing_is_lost_and_nothing_repeated() {
+    let kills = variable("KILLS").unwrap_or(5).div_ceil(2);
+    let seed = seed();
+    let mut random = Random(seed);
+    let service = service();
+    let writer = Writer::start(service.brokers.clone(), service.topic("events"), seed);
+    let vectors = Reader::start(&service.brokers, &service.topic("vectors"), 2);
+    let rejects = Reader::start(&service.brokers, &service.topic("rejects"), 1);
+    let mut deaths: BTreeMap<String, u64> = BTreeMap::new();
+    let mut generations = 0;
+    let mut killed = 0;
+    while killed < kills {
+        // Another supervisor, of another number of processes and workers.
+        let (processes, workers) = (1 + random.below(3), 1 + random.below(2));
+        let (p, w) = (processes.to_string(), workers.to_string());
+        let mut running = service.run(&["--processes", &p, "--workers", &w, "--http", "off"]);
+        for _ in 0..1 + random.below(3) {
+            let starts = started(&running.err()).len();
+            until(&mut running, "they were all started", |log| {
+                let started = started(log).len();
+                started > 0 && started >= starts && started as u64 % processes == 0
+            });
+            // Sometimes while they start, sometimes at work.
+            if random.below(3) > 0 {
+                let before = reading(&running.err());
+                until(&mut running, "all read", |log| reading(log) >= before.max(processes as usize));
+            }
+            std::thread::sleep(Duration::from_millis(random.below(1_200)));
+            let all = started(&running.err());
+            let (number, pid, restarts) = all[all.len() - 1 - random.below(processes) as usize];
+            signal(pid, "KILL");
+            killed += 1;
+            *deaths.entry(format!("process {number} of {processes}")).or_default() += 1;
+            println!("kill {killed}: process {number} of {processes} x {workers}, start {restarts}");
+            until(&mut running, "the job is started again", |log| started(log).last().unwrap().2 > restarts);
+        }
+        let last = started(&running.err());
+        generations += last.last().unwrap().2 + 1;
+        if random.below(2) == 0 {
+            // The supervisor dies, and its processes with it.
+            drop(running);
+            let gone = Instant::now() + LONG;
+            while last.iter().any(|(_, pid, _)| exists(*pid)) {
+                assert!(Instant::now() < gone, "processes outlive their supervisor");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            *deaths.entry("supervisor".into()).or_default() += 1;
+        } else {
+            let before = last.len();
+            until(&mut running, "they were all started", |log| started(log).len() >= before);
+            running.terminate();
+            running.end();
+        }
+    }
+    let mut running = service.run(&["--processes", "2", "--workers", "2", "--http", "off"]);
+    generations += 1;
+    until(&mut running, "both read", |log| reading(log) >= 2);
+    let oracle = writer.finish();
+    let all = oracle.expected.len() + oracle.poison.len();
+    let deadline = Instant::now() + LONG;
+    while vectors.len() + rejects.len() < all && Instant::now() < deadline && running.runs() {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    running.terminate();
+    let said = running.end();
+    assert!(said.status.success(), "{}", said.err);
+    let summary: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!(summary["ended"], "stopped", "{summary}");
+    let (vectors, rejects) = (vectors.finish(), rejects.finish());
+    oracle.check_vectors(vectors.iter().map(Vec::as_slice)).unwrap();
+    let lines = std::fs::read(service.folder().join("vectors.jsonl")).unwrap();
+    oracle.check_vectors(lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())).unwrap();
+    oracle.check_table(&service.folder().join("lake")).unwrap();
+    oracle.check_rejects(rejects.iter().map(Vec::as_slice)).unwrap();
+    println!("{killed} kills ({deaths:?}), {generations} generations, {} events: 0 lost, 0 repeated", vectors.len());
+}
+
+#[test]
+fn a_process_that_stands_still_is_noticed() {
+    let service = service();
+    service.send("events", 3, (1..=300).map(event));
+    let mut running = service.run(&["--processes", "2", "--http", "off"]);
+    service.until("vectors", 300, &mut running);
+    let member = started(&running.err())[1].1;
+    signal(member, "STOP");
+    until(&mut running, "the job is started again", |log| started(log).iter().any(|(.., restarts)| *restarts > 0));
+    assert!(running.err().contains("it has said nothing for 15 s"), "{}", running.err());
+    service.send("events", 3, (301..=600).map(event));
+    service.until("vectors", 600, &mut running);
+    running.terminate();
+    let said = running.end();
+    assert!(said.status.success(), "{}", said.err);
+    assert_eq!(service.consume("vectors").len(), 600);
+}
+
+fn event(id: usize) -> String {
+    let card = id % 7;
+    format!("{{\"id\":{id},\"at\":{},\"card\":{card},\"amount\":1}}", 1_700_000_000_000_i64 + id as i64)
+}
+
+/// The topology with hosts.
+fn with_hosts(service: &Service, secret: &str) {
+    let ports: Vec<TcpListener> = (0..2).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let hosts: Vec<String> = ports.iter().map(|port| port.local_addr().unwrap().to_string()).collect();
+    let text = std::fs::read_to_string(service.topology()).unwrap();
+    let text = text.replace("engine: {", &format!("engine: {{ cluster: {{ hosts: {hosts:?}, secret: {secret} }},"));
+    let text = text.replace("    key: [card]\n    aggregates", "    key: [card]\n    online: true\n    aggregates");
+    assert!(text.contains("cluster") && text.contains("online"), "{text}");
+    std::fs::write(service.topology(), text).unwrap();
+}
+
+#[test]
+fn hosts_share_a_job_and_only_the_first_has_its_state() {
+    let service = service();
+    with_hosts(&service, "a-secret-of-the-test");
+    // The other host has the file and nothing else.
+    let other = service.copy();
+    service.send("events", 3, (1..=3_000).map(event));
+    let mut first = service.run(&["--process", "0", "--workers", "2", "--http", "127.0.0.1:0"]);
+    let mut second = other.run(&["--process", "1", "--workers", "2", "--http", "127.0.0.1:0"]);
+    service.until("vectors", 3_000, &mut first);
+    // Both have worked, and the first serves all.
+    let at = address(&mut second);
+    let worked = scrape(&at, &mut second, |text| {
+        let taken =
+            text.lines().find(|line| line.starts_with("millstream_operator_records_in_total{operator=\"card\"}"));
+        let taken = taken.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or(0.0);
+        if taken > 0.0 { vec![] } else { vec!["process 1 has no card".to_string()] }
+    });
+    assert!(worked.contains("millstream_up_since"), "{worked}");
+    let at = address(&mut first);
+    for card in 0..7 {
+        let body = get(&at, &format!("/v1/features/card/{card}"));
+        assert!(body.contains("card.count_30d") || body.contains("count_30d"), "{body}");
+    }
+    // A stop of any of them is one of the job.
+    second.terminate();
+    let (said, also) = (first.end(), second.end());
+    assert!(said.status.success() && also.status.success(), "{}\n{}", said.err, also.err);
+    let summary: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!((&summary["events"]["events"], &summary["sinks"]["vectors"]), (&json!(3_000), &json!(3_000)));
+    assert!(service.folder().join("state").exists() && !other.folder().join("state").exists());
+
+    // The same state, in one process, or as many as one likes.
+    let plain = std::fs::read_to_string(service.topology()).unwrap();
+    let plain: Vec<&str> = plain.lines().filter(|line| !line.starts_with("engine")).collect();
+    std::fs::write(service.topology(), plain.join("\n")).unwrap();
+    service.send("events", 3, (3_001..=3_500).map(event));
+    let mut alone = service.run(&["--workers", "3", "--http", "off"]);
+    service.until("vectors", 3_500, &mut alone);
+    alone.terminate();
+    assert!(alone.end().status.success());
+    let counts =
+        service.consume("vectors").iter().filter_map(|vector| vector["value"]["card.count_30d"].as_u64()).max();
+    assert_eq!(counts, Some(500), "3,500 events of seven cards");
+}
+
+#[test]
+fn a_failure_in_any_process_is_the_failure_of_the_job() {
+    let service = Service::new(brokers(), "chaos").create([("events", 3), ("vectors", 2)]);
+    with_hosts(&service, "a-secret-of-the-test");
+    let other = service.copy();
+    let first = service.run(&["--process", "0", "--http", "off"]);
+    let second = other.run(&["--process", "1", "--http", "off"]);
+    for said in [first.end(), second.end()] {
+        assert_eq!(said.status.code(), Some(1), "{}", said.err);
+        assert!(said.err.contains("-rejects` does not exist"), "{}", said.err);
+    }
+}
+
+#[test]
+fn processes_with_different_secrets_do_not_find_each_other() {
+    let service = service();
+    with_hosts(&service, "\"${SECRET}\", start_timeout: 2s");
+    let other = service.copy();
+    let run = |service: &Service, process: &str, secret: &str| {
+        let mut command = service.command();
+        command.env("SECRET", secret).arg("run").arg(service.topology());
+        Running::start(command.args(["--process", process, "--http", "off"]))
+    };
+    let (first, second) = (run(&service, "0", "one secret of many"), run(&other, "1", "another of them all"));
+    let (first, second) = (first.end(), second.end());
+    assert!(first.err.contains("after 2 s these processes are not there: 1"), "{}", first.err);
+    assert!(second.err.contains("the other side has another secret (engine.cluster.secret)"), "{}", second.err);
+    assert!(!service.folder().join("state").exists(), "nothing is taken over by half a job");
+}
