@@ -66,7 +66,8 @@ up() {
   fi
   local deadline=$((SECONDS + START_SECONDS_MAX))
   until (exec 3<> "/dev/tcp/127.0.0.1/$PORT") 2> /dev/null; do
-    running || { tail -5 "$DIR/log" >&2; fail "the server stopped; its log is $DIR/log"; }
+    # A process that was just started has not got its command line yet.
+    kill -0 "$(pid)" 2> /dev/null || { tail -5 "$DIR/log" >&2; fail "the server stopped; its log is $DIR/log"; }
     [ "$SECONDS" -lt "$deadline" ] || { tail -5 "$DIR/log" >&2; fail "the server is not up after ${START_SECONDS_MAX}s; its log is $DIR/log"; }
     sleep 0.2
   done
