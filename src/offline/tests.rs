@@ -131,6 +131,24 @@ fn an_epoch_is_committed_when_every_worker_has_closed_it() {
     assert!(dates.iter().any(|file| file.contains("date=1970-01-05/")), "{dates:?}");
 }
 
+#[test]
+fn rows_that_are_decided_late_do_not_wait_for_another_epoch() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let decided = Arc::new(Decided::new(0));
+    let open = OpenOffline { decided: decided.clone(), ..open(folder.path(), Begin::Anew, 1) };
+    let (offline, feeders) = start(open).expect("starts");
+    feeders[0].feed(0, 1, rows(0..2));
+    feeders[0].close(1);
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(offline.backlog_bytes() > 0, "nobody has decided");
+    decided.decide(1);
+    let deadline = std::time::Instant::now() + WAIT;
+    while offline.backlog_bytes() > 0 {
+        assert!(std::time::Instant::now() < deadline, "the rows are not encoded");
+        std::thread::yield_now();
+    }
+}
+
 /// An open file takes much memory however few its rows are, and there is one for each date.
 #[test]
 fn files_of_many_dates_are_closed_before_the_commit() {

@@ -60,6 +60,9 @@ pub struct OpenOffline {
     pub pending: Vec<Vec<(u64, PendingRows)>>,
 }
 
+/// How often rows of closed epochs are looked at that wait for a decision.
+const DECISION_LOOK: Duration = Duration::from_millis(20);
+
 enum Message {
     Rows { worker: usize, table: usize, epoch: u64, batch: Batch, bytes: u64 },
     Closed { worker: usize, epoch: u64 },
@@ -342,6 +345,8 @@ impl Writer {
             let wake = self.tables.iter().filter(|table| table.pending).map(|table| table.due).min();
             // Without anything to commit there is nothing to wake up for but a message.
             let wake = wake.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            // A decision is no message; and while the backlog holds the sources of a bounded run, no epoch ends that would be one.
+            let wake = if self.waits_for_decision() { wake.min(Instant::now() + DECISION_LOOK) } else { wake };
             match timeout_at(wake, receiver.recv()).await {
                 Ok(Some(Message::Rows { worker, table, epoch, batch, bytes })) => {
                     self.tables[table].waiting.entry(epoch).or_default().push((worker, batch, bytes));
@@ -352,7 +357,7 @@ impl Writer {
                     self.encode().await?;
                 }
                 Ok(None) => break,
-                Err(_elapsed) => {}
+                Err(_elapsed) => self.encode().await?,
             }
             self.backlog.set(self.shared.backlog_bytes.load(Ordering::Relaxed) as f64);
             self.commit_due(Instant::now()).await?;
@@ -364,10 +369,21 @@ impl Writer {
         self.commit_due(Instant::now()).await
     }
 
+    /// One behind the newest epoch that every worker has closed.
+    fn closed(&self) -> u64 {
+        self.closed.iter().copied().min().unwrap_or(0)
+    }
+
+    /// Whether there are rows of closed epochs that can't be encoded yet.
+    fn waits_for_decision(&self) -> bool {
+        let oldest = self.tables.iter().filter_map(|table| table.waiting.keys().next()).min();
+        oldest.is_some_and(|oldest| *oldest < self.closed())
+    }
+
     /// One behind the newest epoch that every worker has closed and that is decided: a table never has rows that a crash
     /// could make again.
     fn complete(&self) -> u64 {
-        let closed = self.closed.iter().copied().min().unwrap_or(0);
+        let closed = self.closed();
         if failpoint::has(Flaw::TableFirst) { closed } else { closed.min(self.decided.epoch() + 1) }
     }
 
