@@ -110,8 +110,8 @@ impl Members {
 pub struct Coordinator {
     links: Links,
     board: Board,
-    readies: Receiver<usize>,
-    finishes: Receiver<(usize, Counts)>,
+    readies: Receiver<()>,
+    finishes: Receiver<Counts>,
     over: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
@@ -122,7 +122,7 @@ impl Coordinator {
     /// # Errors
     /// What a member could not do.
     pub fn start(&self) -> anyhow::Result<()> {
-        self.hear_all(&self.readies, |_| ())?;
+        self.hear_all(&self.readies, drop)?;
         self.links.values().for_each(|link| link.send(&ToMember::Start));
         Ok(())
     }
@@ -131,10 +131,7 @@ impl Coordinator {
     pub fn finish(self) {
         let meters = self.board.meters.clone();
         // A member that fails has been reported.
-        let _failed = self.hear_all(&self.finishes, |(process, counts)| {
-            meters.add(counts);
-            process
-        });
+        let _failed = self.hear_all(&self.finishes, |counts| meters.add(counts));
         self.links.values().for_each(|link| {
             link.end();
             link.send(&ToMember::Bye);
@@ -144,7 +141,7 @@ impl Coordinator {
         let _ended = self.thread.join();
     }
 
-    fn hear_all<T, U>(&self, from: &Receiver<T>, mut each: impl FnMut(T) -> U) -> anyhow::Result<()> {
+    fn hear_all<T>(&self, from: &Receiver<T>, mut each: impl FnMut(T)) -> anyhow::Result<()> {
         let mut missing = self.links.len();
         while missing > 0 {
             match from.recv_timeout(LOOK) {
@@ -174,8 +171,8 @@ struct Watching {
     board: Board,
     clock: EpochClock,
     words: Sender<Word>,
-    ready: Sender<usize>,
-    finished: Sender<(usize, Counts)>,
+    ready: Sender<()>,
+    finished: Sender<Counts>,
 }
 
 impl Watching {
@@ -200,7 +197,7 @@ impl Watching {
             ToCoordinator::Clock => {
                 self.links[&process].send(&ToMember::Clock(self.clock.elapsed().as_nanos() as u64));
             }
-            ToCoordinator::Ready => drop(self.ready.send(process)),
+            ToCoordinator::Ready => _ = self.ready.send(()),
             ToCoordinator::Word(word) => drop(self.words.send(word.into())),
             ToCoordinator::Number { topic, partition } => {
                 self.board.partitions.number(&topic, partition);
@@ -212,7 +209,7 @@ impl Watching {
                 self.board.failures.report(PeerFailure { process, text, code }.into());
                 self.board.gates.failed.store(true, Ordering::Release);
             }
-            ToCoordinator::Finished(counts) => drop(self.finished.send((process, *counts))),
+            ToCoordinator::Finished(counts) => drop(self.finished.send(*counts)),
         }
     }
 

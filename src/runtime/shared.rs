@@ -25,10 +25,12 @@ pub struct Watermarks {
     epochs: Mutex<Epochs>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Epochs {
-    /// What inputs have said, by epoch.
+    /// What inputs have said of epochs of which not all have.
     said: BTreeMap<u64, Vec<EventTime>>,
+    /// The least that all inputs have said, by epoch; [`NO_SAY`] if none has a say.
+    complete: BTreeMap<u64, EventTime>,
     /// What the process was told, by epoch.
     told: BTreeMap<u64, EventTime>,
     /// The greatest watermark of the epochs that are forgotten.
@@ -44,7 +46,7 @@ const EPOCHS_KEPT: u64 = 64;
 impl Watermarks {
     /// Of a live run with `inputs` inputs (sources x workers).
     pub fn live(inputs: usize) -> Self {
-        let epochs = Epochs { said: BTreeMap::new(), told: BTreeMap::new(), forgotten: EventTime::MIN };
+        let epochs = Epochs { forgotten: EventTime::MIN, ..Epochs::default() };
         Watermarks { cuts: None, inputs, follows: false, epochs: Mutex::new(epochs) }
     }
 
@@ -60,9 +62,16 @@ impl Watermarks {
 
     /// The input will give no event at or before `watermark` after `epoch`.
     pub fn publish(&self, epoch: u64, watermark: EventTime) {
-        if self.cuts.is_none() {
-            let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
-            epochs.said.entry(epoch).or_default().push(watermark);
+        if self.cuts.is_some() {
+            return;
+        }
+        let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
+        let said = epochs.said.entry(epoch).or_default();
+        said.push(watermark);
+        if said.len() == self.inputs {
+            let least = said.iter().min().copied().unwrap_or(NO_SAY);
+            epochs.said.remove(&epoch);
+            epochs.complete.insert(epoch, least);
         }
     }
 
@@ -74,32 +83,22 @@ impl Watermarks {
             return cuts.watermark(epoch).unwrap_or(EventTime::MIN);
         }
         let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
-        if self.follows {
-            while epochs.told.first_key_value().is_some_and(|(old, _)| *old + EPOCHS_KEPT < epoch) {
-                let told = epochs.told.pop_first().map_or(EventTime::MIN, |(_, told)| told);
-                epochs.forgotten = epochs.forgotten.max(told);
+        let Epochs { complete, told, forgotten, .. } = &mut *epochs;
+        let known = if self.follows { told } else { complete };
+        while let Some(old) = known.first_entry().filter(|old| *old.key() + EPOCHS_KEPT < epoch) {
+            let watermark = old.remove();
+            if watermark != NO_SAY {
+                *forgotten = watermark.max(*forgotten);
             }
-            return epochs
-                .told
-                .range(..=epoch)
-                .map(|(_, told)| *told)
-                .max()
-                .unwrap_or(epochs.forgotten)
-                .max(epochs.forgotten);
         }
-        while epochs.said.first_key_value().is_some_and(|(old, _)| *old + EPOCHS_KEPT < epoch) {
-            let said = epochs.said.pop_first().and_then(|(_, said)| self.least(&said));
-            epochs.forgotten = epochs.forgotten.max(said.unwrap_or(EventTime::MIN));
-        }
-        let kept = epochs.said.range(..=epoch).filter_map(|(_, said)| self.least(said)).max();
-        kept.unwrap_or(EventTime::MIN).max(epochs.forgotten)
+        let kept = known.range(..=epoch).map(|(_, watermark)| *watermark).filter(|watermark| *watermark != NO_SAY);
+        kept.max().unwrap_or(EventTime::MIN).max(*forgotten)
     }
 
-    /// What was said of epochs after `epoch` by all inputs: the least, or [`NO_SAY`] if none has a say.
+    /// What all inputs have said of epochs after `epoch`: the least, or [`NO_SAY`] if none has a say.
     pub fn complete_after(&self, epoch: u64) -> Vec<(u64, EventTime)> {
         let epochs = self.epochs.lock().expect("no thread panics with the lock");
-        let complete = epochs.said.range(epoch + 1..).filter(|(_, said)| said.len() == self.inputs);
-        complete.map(|(epoch, said)| (*epoch, said.iter().min().copied().unwrap_or(NO_SAY))).collect()
+        epochs.complete.range(epoch + 1..).map(|(epoch, watermark)| (*epoch, *watermark)).collect()
     }
 
     /// The process was told the watermarks of epochs.
@@ -107,14 +106,8 @@ impl Watermarks {
         let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
         let Some((newest, _)) = watermarks.last() else { return };
         // What its inputs said of them has been passed on long ago.
-        epochs.said = epochs.said.split_off(newest);
-        epochs.told.extend(watermarks.iter().copied().filter(|(_, watermark)| *watermark != NO_SAY));
-    }
-
-    /// The least of what the inputs said, if all have.
-    fn least(&self, said: &[EventTime]) -> Option<EventTime> {
-        let least = Some(said).filter(|said| said.len() == self.inputs)?.iter().min().copied();
-        least.filter(|least| *least != NO_SAY)
+        epochs.complete = epochs.complete.split_off(newest);
+        epochs.told.extend(watermarks.iter().copied());
     }
 }
 
@@ -366,6 +359,18 @@ mod tests {
         watermarks.publish(6, NO_SAY);
         watermarks.publish(6, NO_SAY);
         assert_eq!(watermarks.at(6), 40);
+        assert_eq!(watermarks.complete_after(4), [(5, 40), (6, NO_SAY)]);
+    }
+
+    #[test]
+    fn a_member_has_the_watermarks_that_it_was_told() {
+        let member = Watermarks::following(1);
+        member.publish(1, 50);
+        assert_eq!((member.complete_after(0), member.at(1)), (vec![(1, 50)], EventTime::MIN), "others may be behind");
+        member.tell(&[(1, 20), (2, NO_SAY)]);
+        assert_eq!([1, 2, 3].map(|epoch| member.at(epoch)), [20; 3]);
+        member.tell(&[(3, 30)]);
+        assert_eq!([2, 3, 4 + 2 * EPOCHS_KEPT].map(|epoch| member.at(epoch)), [20, 30, 30]);
     }
 
     #[test]
