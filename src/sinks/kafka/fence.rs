@@ -27,9 +27,17 @@ pub(super) fn is_fence(code: RDKafkaErrorCode) -> bool {
 /// The error behind an error of a writer: what a fenced producer says of its records and calls has many faces.
 pub(super) fn behind(error: SinkError, topics: [&Topic; 2], marker: &Marker) -> SinkError {
     let is_fenced = |topic: &&Topic| {
-        topic.producer.client().fatal_error().is_some_and(|(code, _)| is_fence(code)) || topic.is_fenced()
+        topic.producer.client().fatal_error().is_some_and(|(code, _)| is_fence(code))
+            || topic.failed_with().is_some_and(is_fence)
     };
-    let Some(topic) = topics.into_iter().find(is_fenced) else { return error };
+    let Some(topic) = topics.into_iter().find(is_fenced) else {
+        // After a long sleep records are too old to be sent, so that no broker has said anything yet.
+        let is_late = |topic: &Topic| topic.failed_with() == Some(RDKafkaErrorCode::MessageTimedOut);
+        return match topics.into_iter().find(|topic| is_late(topic)) {
+            Some(topic) if marker.is_anothers().unwrap_or(false) => SinkError::TakenOver { name: topic.name.clone() },
+            _ => error,
+        };
+    };
     let deadline = Instant::now() + MARKER_WAIT;
     while Instant::now() < deadline {
         match marker.is_anothers() {
