@@ -150,6 +150,8 @@ pub struct Store {
     /// The checkpoint that the job was told to go on from, if it was: see `origin.rs`.
     origin: Option<String>,
     start: Start,
+    /// For each effect the newest epoch that was known to be committed when this start took over.
+    writers: BTreeMap<String, u64>,
     /// The number of the newest manifest that this start knows of; 0 for none.
     sequence: u64,
     /// Segments that this start has made.
@@ -219,6 +221,7 @@ impl Store {
             id: String::new(),
             origin: None,
             start: Start { writer: new_id(), ..Start::default() },
+            writers: BTreeMap::new(),
             sequence: 0,
             segments: 0,
             base: None,
@@ -232,6 +235,12 @@ impl Store {
             looked: Instant::now(),
             lock,
         })
+    }
+
+    /// For each [effect](effect_name) that this start has taken over, the newest epoch that was known to be committed: also of a job
+    /// that has no checkpoint yet.
+    pub fn writers(&self) -> &BTreeMap<String, u64> {
+        &self.writers
     }
 
     /// How often the job has been started here.

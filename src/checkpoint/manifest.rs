@@ -113,6 +113,14 @@ fn format(text: &[u8]) -> Option<u32> {
 }
 
 impl Manifest {
+    /// With the writers that an earlier manifest names: a job that begins anew has committed nothing with them, but may find what
+    /// they have left open.
+    pub fn with_writers_of(mut self, before: Option<&Manifest>) -> Manifest {
+        let writers = before.into_iter().flat_map(|before| before.committed.keys());
+        self.committed = writers.map(|writer| (writer.clone(), 0)).collect();
+        self
+    }
+
     /// The manifest of `progress` of a job: its name, id and digest of its topology.
     pub fn new(
         (job, id, topology): (&str, &str, &str),

@@ -124,7 +124,7 @@ impl Store {
                     before.check_job(storage, &self.job)?;
                     Ok(before.clone().of_generation(generation))
                 }
-                None => Ok(first(&self.job, &self.topology, generation)),
+                None => Ok(first(&self.job, &self.topology, generation).with_writers_of(before)),
             }
         })?;
         if self.lock.is_none() {
@@ -135,6 +135,7 @@ impl Store {
         self.sequence = manifest.sequence;
         (self.start.first, self.start.generation) = (manifest.sequence, manifest.generation);
         (self.id, self.origin) = (manifest.id, manifest.origin);
+        self.writers = manifest.committed;
         (self.base, self.closed) = (manifest.base, manifest.segments);
         self.looked = Instant::now();
         Ok(is_loaded)
@@ -171,8 +172,8 @@ impl Store {
         }
         let lock = storage.lock()?;
         // Whatever stands there, and be it damaged.
-        let any = |_| Ok(Some(first("", "", 0)));
-        let claimed = claim(storage, &new_id(), any, |_| Ok(first("", "", 0)))?;
+        let any = |newest| Ok(Manifest::read(storage, newest).ok().flatten().or_else(|| Some(first("", "", 0))));
+        let claimed = claim(storage, &new_id(), any, |before| Ok(first("", "", 0).with_writers_of(before)))?;
         if lock.is_some() {
             let manifests = sequences(storage)?.into_iter().filter(|sequence| *sequence < claimed.manifest.sequence);
             storage.remove(manifests.map(manifest::key).collect())?;

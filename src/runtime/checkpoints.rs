@@ -95,9 +95,7 @@ impl Checkpoints {
             tables: start.plan.offline.iter().map(|table| table.name.as_str().into()).collect(),
             start,
         };
-        if gathering.progress.epoch > 0 {
-            gathering.adopt()?;
-        }
+        gathering.adopt()?;
         let run = move || gathering.run(&receiver).then_some(Closing(gathering));
         let thread = std::thread::Builder::new().name("checkpoints".into()).spawn(run);
         Ok(Checkpoints { sender, thread: thread.context("start the checkpoints' thread")? })

@@ -43,6 +43,10 @@ pub fn take_up(store: &mut Store, plan: &Plan, bounded: bool, wanted: &Wanted) -
         if !store.take_over()? {
             continue;
         }
+        let progress = &mut taken_up.checkpoint.progress;
+        if progress.epoch == 0 {
+            progress.committed = store.writers().clone();
+        }
         if let Some((origin, _)) = back {
             store.go_back(origin)?;
             // Before anything outside is told of its epoch.

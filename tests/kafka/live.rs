@@ -121,6 +121,30 @@ fn a_service_that_is_stopped_goes_on_where_it_was() {
     check_dead_letters(&service, &bad);
 }
 
+/// Brokers would abort the transactions in a quarter of an hour; until then a reader of committed records gets none.
+#[test]
+fn what_a_first_start_left_open_is_ended_by_one_with_fewer_workers() {
+    let service = service().set("TRANSACTIONS", "15m");
+    produce(&service, 0..300);
+    let mut command = service.command();
+    command.arg("run").arg(service.topology()).args(["--workers", "3", "--http", "off"]).env("EPOCH", "5s");
+    command.env("MILLSTREAM_FAILPOINTS", "checkpoint-gathered=kill@1");
+    let died = Running::start(&mut command).end();
+    assert!(!died.status.success(), "{}", died.err);
+    assert_eq!(service.newest_epoch(), 0);
+    let written = |isolation: &str| {
+        let mut command = service.command();
+        command.args(["consume", &service.topic("predictions"), "--until-end", "--json", "--isolation", isolation]);
+        said(&mut command).lines().count()
+    };
+    assert_eq!((written("committed"), written("uncommitted")), (0, 300), "three workers have left transactions open");
+
+    let mut running = run(&service, 1);
+    service.until("predictions", 300, &mut running);
+    running.terminate();
+    assert_eq!(service.consume("predictions").len(), 300);
+}
+
 /// Dead letters are the bytes as they came, and headers that say why.
 fn check_dead_letters(service: &Service, bad: &[&[u8]]) {
     let consumer: BaseConsumer = client(&service.brokers).set("group.id", unique("live")).create().unwrap();
