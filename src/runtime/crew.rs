@@ -66,8 +66,8 @@ pub struct Common {
     pub clock: Option<EpochClock>,
     /// How long a worker spins after its last record.
     pub spin: Duration,
-    /// State to take up, by node: each worker takes the key groups it owns.
-    pub restore: Arc<BTreeMap<String, NodeState>>,
+    /// State to take up, by node: each worker takes the key groups it owns out of it.
+    pub restore: Arc<Mutex<BTreeMap<String, NodeState>>>,
     /// How the workers are spread over processes.
     pub shape: Shape,
 }
@@ -209,19 +209,25 @@ fn work(
     Ok(())
 }
 
-/// Gives the operators the key groups that this worker owns.
-fn restore(context: &Context, states: &BTreeMap<String, NodeState>) -> anyhow::Result<()> {
+/// Gives the operators the key groups that this worker owns. What has been taken up is freed at once: a start must not need the
+/// memory of its state twice, and the job not for as long as it runs.
+fn restore(context: &Context, states: &Mutex<BTreeMap<String, NodeState>>) -> anyhow::Result<()> {
     for (State { name, at_coordinator }, operator) in context.nodes.borrow().iter() {
-        let Some(state) = states.get(&**name) else { continue };
-        for (key_group, parts) in state {
+        let is_mine = |key_group: &u16| {
             let owner = millstream_operators::key::worker_of(*key_group, context.workers);
             let owner = if *at_coordinator { context.shape.at_coordinator(owner) } else { owner };
-            if owner == context.worker {
-                for bytes in parts {
-                    let loaded = operator.borrow_mut().load(*key_group, bytes);
-                    loaded.with_context(|| format!("take up the state of `{name}`"))?;
-                }
-            }
+            owner == context.worker
+        };
+        let mine: NodeState = {
+            let mut states = states.lock().expect("no worker panics with the lock");
+            let Some(state) = states.get_mut(&**name) else { continue };
+            state.extract_if(.., |key_group, _| is_mine(key_group)).collect()
+        };
+        for (key_group, bytes) in
+            mine.into_iter().flat_map(|(group, parts)| parts.into_iter().map(move |part| (group, part)))
+        {
+            let loaded = operator.borrow_mut().load(key_group, &bytes);
+            loaded.with_context(|| format!("take up the state of `{name}`"))?;
         }
     }
     // They are not asked for again.

@@ -12,8 +12,8 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -164,7 +164,7 @@ impl Job {
     /// If a sink or model can't be opened, a source refuses to start, or another process fails to start.
     pub fn start_member(plan: Arc<Plan>, shape: Shape, joined: Joined) -> anyhow::Result<Job> {
         let member = Member::new(joined.control)?;
-        let Beginning { welcome, checkpoint } = member.begin()?;
+        let Beginning { welcome, mut checkpoint } = member.begin()?;
         let first_epoch = checkpoint.progress.epoch + 1;
         let board = Board::new(&plan, shape, &checkpoint, None)?;
         let (words, heard) = unbounded();
@@ -184,7 +184,7 @@ impl Job {
             };
             let (senders, inboxes) = inboxes(shape.workers, plan.sources().count());
             let seeds = opening.seeds(None, inboxes)?;
-            let common = common(&plan, &board, Some(clock), checkpoint.nodes.clone());
+            let common = common(&plan, &board, Some(clock), std::mem::take(&mut checkpoint.nodes));
             let (crew, wakes) = Crew::start(seeds, contexts(&board, first_epoch, words), common, joined.data)?;
             link.ready()?;
             Ok((crew, senders, wakes))
@@ -415,7 +415,7 @@ fn common(plan: &Arc<Plan>, board: &Board, clock: Option<EpochClock>, restore: B
         failures: board.failures.clone(),
         clock,
         spin: std::time::Duration::from_micros(plan.engine.spin_micros),
-        restore: Arc::new(restore),
+        restore: Arc::new(Mutex::new(restore)),
         shape: board.shape,
     }
 }
