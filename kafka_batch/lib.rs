@@ -1,4 +1,5 @@
-//! Reads Kafka messages in batches, straight from librdkafka's queues: the one crate of Millstream with unsafe code.
+//! What the rdkafka crate does not offer of librdkafka: messages in batches, straight from its queues, and the end of a linger.
+//! The one crate of Millstream with unsafe code.
 //!
 //! `BaseConsumer::poll` gives one message a call, through an event with two allocations, and does not say which
 //! partition an error or an end belongs to. A [`Queue`] takes everything that waits with one call (0.24 instead of 0.43
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka_sys as sys;
 
@@ -247,4 +249,15 @@ pub fn watermarks<C: ConsumerContext>(consumer: &BaseConsumer<C>, topic: &str, p
     };
     let known = answer == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0;
     known.then_some((low.max(0), high))
+}
+
+/// Has a producer send what it has at once instead of lingering over it, and waits up to `wait`, at least a millisecond, until
+/// the brokers have acknowledged it *and* another thread has taken the reports; true if nothing is left.
+///
+/// `BaseProducer::flush` is another thing: it ends the linger for no time at all, then takes reports for as long as asked.
+pub fn hurry<C: ProducerContext>(producer: &BaseProducer<C>, wait: Duration) -> bool {
+    let wait_ms = wait.as_millis().clamp(1, 60_000) as i32;
+    // SAFETY: the client is alive. Reports of this producer are events: librdkafka only waits, and calls nothing back.
+    let answer = unsafe { sys::rd_kafka_flush(producer.client().native_ptr(), wait_ms) };
+    answer == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
 }

@@ -276,13 +276,20 @@ impl Store {
             }
         };
         self.looked = Instant::now();
+        Ok(Published { bytes: bytes + text })
+    }
+
+    /// Removes what the newest checkpoint, at `progress`, has made needless, and begins to merge changes if there are many.
+    /// Nobody has to wait for that who waits for the checkpoint.
+    ///
+    /// # Errors
+    /// If files can't be removed for good or no thread is to be had. What the storage refuses for now is left to a later start.
+    pub fn tidy(&mut self, progress: &Progress) -> Result<(), CheckpointError> {
         match self.sweep() {
-            // The checkpoint is made, come what may, and what is left is seen to by a later start.
             Err(error) if error.may_pass() => tracing::warn!(%error, "files that are not needed could not be removed"),
             result => result?,
         }
-        self.compact(progress)?;
-        Ok(Published { bytes: bytes + text })
+        self.compact(progress)
     }
 
     /// Without a manifest the blocks are nothing, and the next try brings them again. If the manifest may be there after all,

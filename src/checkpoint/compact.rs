@@ -23,6 +23,9 @@ use super::storage::{Place, Storage};
 use super::{Block, Checkpoint, Kind, Progress, Store, definitions, is_pending};
 use crate::failpoint::{self, Point};
 
+/// How far merges stand back from other threads if there are not cores for all: they have about a tenth of a share.
+const NICE: i32 = 10;
+
 /// A merge under way.
 #[derive(Debug)]
 pub(super) struct Compaction {
@@ -55,6 +58,8 @@ impl Compaction {
         let (done, result) = sync_channel(1);
         let path = task.place.0.name(&segment::key(&task.name));
         let run = move || {
+            // Linux has it of a thread, and the others have it well: records and epochs go first. It is no harm if not.
+            _ = rustix::process::nice(NICE);
             let merged = merge(&task).inspect_err(|_| {
                 // What is left of it is nothing, and a disk that is full has better use for the room.
                 _ = task.place.0.remove(vec![segment::key(&task.name)]);
@@ -117,7 +122,9 @@ impl Store {
         let base = self.base.as_ref().map_or(0, |base| base.segment.bytes);
         let is_base_due = bytes > base.max(self.limits.changes_bytes);
         let is_free = self.compaction.is_none();
-        if (is_base_due && is_free) || open.is_some_and(|open| open.bytes > self.limits.segment_bytes) {
+        // With large segments for much state there is a new base before there are many files: no change is merged twice.
+        let segment_bytes = self.limits.segment_bytes.max(base / self.limits.files as u64);
+        if (is_base_due && is_free) || open.is_some_and(|open| open.bytes > segment_bytes) {
             self.close();
         }
         if is_base_due && is_free {

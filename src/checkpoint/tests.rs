@@ -33,6 +33,14 @@ fn in_process(test: impl Fn(&Place)) {
     test(&faults::memory(faults::Faults::default()));
 }
 
+impl Store {
+    /// As a job does it.
+    fn publish_and_tidy(&mut self, progress: &Progress, blocks: &[Block]) -> Result<Published, CheckpointError> {
+        let published = self.publish(progress, blocks)?;
+        self.tidy(progress).map(|()| published)
+    }
+}
+
 /// Whether a place has a lock.
 fn is_folder(place: &Place) -> bool {
     !place.name().starts_with("s3://")
@@ -137,7 +145,7 @@ fn what_was_published_is_loaded() {
         assert_eq!((nothing, first.generation()), (None, 1));
         let id = first.id().to_string();
         for epoch in 5..9 {
-            first.publish(&progress(epoch), &blocks(epoch)).unwrap();
+            first.publish_and_tidy(&progress(epoch), &blocks(epoch)).unwrap();
         }
         drop(first);
         let (mut second, loaded) = again(place);
@@ -149,7 +157,7 @@ fn what_was_published_is_loaded() {
         assert_eq!(parts[3], row("zero", Some("state of 8")));
         // Epoch 7 was known to be committed; the outbox of 8 is not.
         assert_eq!(loaded.outbox[&("kafka \"quoted\"".to_string(), 1)], [(8, vec![8])]);
-        second.publish(&progress(9), &[]).unwrap();
+        second.publish_and_tidy(&progress(9), &[]).unwrap();
         drop(second);
         let (_, loaded) = again(place);
         let loaded = loaded.unwrap();
@@ -163,7 +171,7 @@ fn a_start_that_died_before_its_first_checkpoint_changes_nothing() {
         drop(again(place));
         let (mut store, nothing) = again(place);
         assert_eq!((nothing, store.generation()), (None, 2));
-        store.publish(&progress(8), &blocks(8)).unwrap();
+        store.publish_and_tidy(&progress(8), &blocks(8)).unwrap();
         let expected = store.load().unwrap();
         drop(store);
         (0..3).for_each(|_| drop(again(place)));
@@ -175,7 +183,7 @@ fn a_start_that_died_before_its_first_checkpoint_changes_nothing() {
 fn the_newest_two_are_kept_and_leftovers_are_swept() {
     everywhere(|place| {
         let mut first = store(place);
-        first.publish(&progress(8), &blocks(8)).unwrap();
+        first.publish_and_tidy(&progress(8), &blocks(8)).unwrap();
         drop(first);
         // What crashes leave: drafts, and segments whose manifest was never published. The last is of a later start.
         for key in ["seg/9.tmp", "seg/1-7.seg", "seg/base-1-8.seg", "manifest/9.tmp", "seg/7-1.seg"] {
@@ -184,7 +192,7 @@ fn the_newest_two_are_kept_and_leftovers_are_swept() {
         let (mut second, loaded) = again(place);
         assert_eq!(loaded.unwrap().progress, progress(8));
         for epoch in [9, 10, 100] {
-            second.publish(&progress(epoch), &blocks(epoch)).unwrap();
+            second.publish_and_tidy(&progress(epoch), &blocks(epoch)).unwrap();
         }
         match is_folder(place) {
             true => check_files(place, &["1-1.seg", "3-1.seg", "5.json", "6.json"]),
@@ -207,7 +215,7 @@ fn a_job_that_is_forgotten_starts_anew_and_other_files_stay() {
     everywhere(|place| {
         Store::forget(place).unwrap();
         let mut before = store(place);
-        before.publish(&progress(8), &blocks(8)).unwrap();
+        before.publish_and_tidy(&progress(8), &blocks(8)).unwrap();
         let id = before.id().to_string();
         drop(before);
         put(place, "seg/notes.txt", b"mine");
@@ -219,7 +227,7 @@ fn a_job_that_is_forgotten_starts_anew_and_other_files_stay() {
         assert!(after.take_over().unwrap());
         assert_eq!(after.generation(), 1);
         assert_ne!(after.id(), id, "another life: markers of the one before count no more");
-        after.publish(&progress(3), &blocks(3)).unwrap();
+        after.publish_and_tidy(&progress(3), &blocks(3)).unwrap();
         match is_folder(place) {
             true => check_files(place, &["4-1.seg", "4.json", "5.json", "notes.txt"]),
             false => check_files(place, &["1.json", "2.json", "3.json", "4-1.seg", "4.json", "5.json", "notes.txt"]),
@@ -230,7 +238,7 @@ fn a_job_that_is_forgotten_starts_anew_and_other_files_stay() {
 fn check_error(change: impl Fn(&Place), expected: &str) {
     everywhere(|place| {
         let mut store = store(place);
-        store.publish(&progress(8), &blocks(8)).unwrap();
+        store.publish_and_tidy(&progress(8), &blocks(8)).unwrap();
         drop(store);
         change(place);
         let opened = Store::open(place, "job", "digest").and_then(|mut store| store.load());
@@ -280,13 +288,13 @@ fn errors_name_the_file_and_what_to_do() {
 #[test]
 fn a_checkpoint_of_the_oldest_format_is_taken_up() {
     in_process(|place| {
-        store(place).publish(&progress(8), &blocks(8)).unwrap();
+        store(place).publish_and_tidy(&progress(8), &blocks(8)).unwrap();
         let mut manifest = Manifest::parse(&bytes(place, "manifest/2.json")).unwrap();
         manifest.format = FORMAT_OLDEST;
         put(place, "manifest/2.json", &manifest.text());
         let (mut store, loaded) = again(place);
         assert_eq!(standing(&loaded.unwrap())["card"], [("zero".to_string(), "state of 8".to_string())]);
-        store.publish(&progress(9), &blocks(9)).unwrap();
+        store.publish_and_tidy(&progress(9), &blocks(9)).unwrap();
         let newest = Manifest::read(&*place.0, 4).unwrap().unwrap();
         assert_eq!((newest.format, newest.segments.len()), (FORMAT, 2));
     });
@@ -295,7 +303,7 @@ fn a_checkpoint_of_the_oldest_format_is_taken_up() {
 #[test]
 fn state_of_another_job_is_refused() {
     everywhere(|place| {
-        store(place).publish(&progress(8), &blocks(8)).unwrap();
+        store(place).publish_and_tidy(&progress(8), &blocks(8)).unwrap();
         let mut other = Store::open(place, "other", "digest").unwrap();
         for error in [other.load().unwrap_err(), other.take_over().unwrap_err()] {
             let error = error.to_string();
@@ -310,10 +318,10 @@ fn state_of_another_job_is_refused() {
 fn a_segment_of_another_checkpoint_is_refused() {
     everywhere(|one| {
         let other = &faults::memory(faults::Faults::default());
-        store(one).publish(&progress(8), &blocks(8)).unwrap();
+        store(one).publish_and_tidy(&progress(8), &blocks(8)).unwrap();
         let mut changed = blocks(8);
         changed[0].bytes = row("ZERO", Some("state of 8"));
-        store(other).publish(&progress(8), &changed).unwrap();
+        store(other).publish_and_tidy(&progress(8), &changed).unwrap();
         put(one, "seg/1-1.seg", &bytes(other, "seg/1-1.seg"));
         let error = Store::open(one, "job", "digest").unwrap().load().unwrap_err().to_string();
         assert!(error.contains("is whole, but not the segment that the manifest names"), "{error}");
@@ -326,7 +334,7 @@ fn a_segment_of_another_checkpoint_is_refused() {
 fn every_flip_and_every_cut_is_an_error() {
     in_process(|place| {
         let mut store = store(place);
-        store.publish(&progress(8), &blocks(8)).unwrap();
+        store.publish_and_tidy(&progress(8), &blocks(8)).unwrap();
         let expected = store.load().unwrap();
         for key in ["manifest/2.json", "seg/1-1.seg"] {
             let whole = bytes(place, key);
@@ -432,10 +440,10 @@ fn drop_and_bring_back(place: &Place, starts: usize) {
             let state = nodes.iter().map(|(node, _)| block(Kind::State, node, 3, epoch, row(key, Some("there"))));
             let outputs = [Kind::Outbox, Kind::Offline].map(|kind| block(kind, "out", 0, epoch, vec![1]));
             let blocks: Vec<Block> = state.chain(outputs).collect();
-            store.publish(&Progress { epoch, ..at.clone() }, &blocks).unwrap();
+            store.publish_and_tidy(&Progress { epoch, ..at.clone() }, &blocks).unwrap();
             while store.compaction.is_some() {
                 epoch += 1;
-                store.publish(&Progress { epoch, ..at.clone() }, &[]).unwrap();
+                store.publish_and_tidy(&Progress { epoch, ..at.clone() }, &[]).unwrap();
             }
         }
         (again(place).1.unwrap(), epoch)

@@ -55,6 +55,7 @@ catalogue! {
     Gauge MEMORY_BUDGET = "millstream_memory_budget_bytes" [] Bytes Job FromStart "Resident memory above which the sources wait (`engine.memory`), to hold `process_resident_memory_bytes` against.";
     Gauge EXCHANGE_QUEUED_ROWS = "millstream_exchange_queued_rows" [] Count Job FromStart "Rows on their way from one worker to another.";
     Gauge EXCHANGE_ROWS_MAX = "millstream_exchange_rows_max" [] Count Job FromStart "Rows between workers above which the sources are held.";
+    Histogram(LATENCY) EPOCH_GATHER_DURATION = "millstream_epoch_gather_duration_seconds" [] Seconds Job OnceItHappens "Time from the end of an epoch until everything of it is gathered and its checkpoint begins: workers close it, the checkpoint before is written. Of live runs.";
     Counter CHECKPOINTS = "millstream_checkpoints_total" ["outcome"] Count Job OnceItHappens "Checkpoints tried, by outcome: ok or failed.";
     Histogram(LATENCY) CHECKPOINT_DURATION = "millstream_checkpoint_duration_seconds" [] Seconds Job OnceItHappens "Time to write a checkpoint durably, segment and manifest.";
     Counter CHECKPOINT_BYTES = "millstream_checkpoint_bytes_total" [] Bytes Job OnceItHappens "Bytes written for checkpoints: what changed, outputs on their way to Kafka and tables, manifests.";
@@ -139,6 +140,7 @@ catalogue! {
     // Sinks.
     Counter SINK_RECORDS = "millstream_sink_records_total" ["sink"] Count Sinks FromStart "Records handed to the sink.";
     Counter SINK_BYTES = "millstream_sink_bytes_total" ["sink"] Bytes Sinks FromStart "Bytes of the records handed to the sink, keys and headers included.";
+    Histogram(LATENCY) SINK_COMMIT_DURATION = "millstream_sink_commit_duration_seconds" ["sink", "step"] Seconds Sinks OnceItHappens "Time of each step of a transaction's end, of sinks with transactions: drain (the brokers acknowledge the records), mark (they take the marker), decide (the wait for the checkpoint) and commit.";
     Counter SINK_ERRORS = "millstream_sink_errors_total" ["sink", "kind"] Count Sinks OnceItHappens "Errors while writing, by kind: refused (by the broker) or disk.";
     Gauge SINK_QUEUED_RECORDS = "millstream_sink_queued_records" ["sink"] Count Sinks FromStart "Records that the sink's writers could not take yet. Above 0 the sources are held.";
     Gauge PROCESSING_LATENCY = "millstream_processing_latency_seconds" ["sink", "quantile"] Seconds Sinks OnceItHappens "Time from a record's arrival in the process to the sink's writer, since the start: quantiles 0.5, 0.99, 0.999.";

@@ -21,12 +21,13 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use millstream_operators::Batch;
 
 use super::board::Board;
+use super::clock::EpochClock;
 use super::ledger::{Part, Word};
 use super::seeds::{self, Writers};
 use crate::checkpoint::{Block, CheckpointError, Kind, Progress, Store, effect_name};
 use crate::failpoint::{self, Flaw, Point};
 use crate::metrics::catalogue::{
-    CHECKPOINT_BYTES, CHECKPOINT_DURATION, CHECKPOINT_EPOCH, CHECKPOINT_LAST, CHECKPOINTS,
+    CHECKPOINT_BYTES, CHECKPOINT_DURATION, CHECKPOINT_EPOCH, CHECKPOINT_LAST, CHECKPOINTS, EPOCH_GATHER_DURATION,
 };
 use crate::offline;
 use crate::plan::Plan;
@@ -57,6 +58,8 @@ pub struct Start {
     pub made: Option<Vec<Block>>,
     /// The cuts of a bounded run, which know its positions.
     pub cuts: Option<Arc<Cuts>>,
+    /// What cuts the epochs of a live one.
+    pub clock: Option<EpochClock>,
     /// The newest epoch that the offline store has committed.
     pub offline: Box<dyn Fn() -> u64 + Send>,
 }
@@ -245,6 +248,9 @@ impl Gathering {
         }
         failpoint::reached(Point::CheckpointGathered);
         let started = Instant::now();
+        if let Some(clock) = &self.start.clock {
+            EPOCH_GATHER_DURATION.of([]).record(started.saturating_duration_since(clock.end_of(epoch)).as_secs_f64());
+        }
         match self.start.store.publish(&self.progress, &self.blocks) {
             Ok(published) => {
                 CHECKPOINT_DURATION.of([]).record(started.elapsed().as_secs_f64());
@@ -256,7 +262,8 @@ impl Gathering {
                 (self.refused_since, self.changed) = (None, false);
                 self.start.board.decided.decide(epoch);
                 self.tell_sources();
-                true
+                let tidied = self.start.store.tidy(&self.progress);
+                tidied.map_or_else(|error| self.refused(error), |()| true)
             }
             Err(error) => {
                 self.progress.epoch = before;

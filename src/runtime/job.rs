@@ -145,6 +145,7 @@ impl Job {
             from: checkpoint.progress.clone(),
             made,
             cuts: bounded_cuts,
+            clock: (mode == Mode::Live).then_some(clock),
             offline: lanes.offline_committed(),
         };
         let checkpoints = Checkpoints::start(start, participants, (words.clone(), heard))?;

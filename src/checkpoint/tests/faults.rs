@@ -142,12 +142,12 @@ fn no_fault_loses_or_repeats_a_block() {
         let faults = Faults::default();
         let place = memory(faults.clone());
         let mut store = store(&place);
-        store.publish(&progress(8), &blocks(8)).unwrap();
+        store.publish_and_tidy(&progress(8), &blocks(8)).unwrap();
         faults.next([fault, fault]);
         let mut waiting = Vec::new();
         for epoch in 9..12 {
             waiting.extend(blocks(epoch));
-            match store.publish(&progress(epoch), &waiting) {
+            match store.publish_and_tidy(&progress(epoch), &waiting) {
                 Ok(_) => waiting.clear(),
                 Err(error) => {
                     assert!(error.may_pass() && [Before, AfterAndAway].contains(&fault), "{fault:?}: {error}")
@@ -170,15 +170,15 @@ fn a_manifest_whose_answer_was_lost_may_be_the_last_word() {
     let faults = Faults::default();
     let place = memory(faults.clone());
     let mut first = store(&place);
-    first.publish(&progress(8), &blocks(8)).unwrap();
+    first.publish_and_tidy(&progress(8), &blocks(8)).unwrap();
     faults.next([Fault::AfterAndAway]);
-    assert!(first.publish(&progress(9), &blocks(9)).unwrap_err().may_pass());
+    assert!(first.publish_and_tidy(&progress(9), &blocks(9)).unwrap_err().may_pass());
     let (mut second, loaded) = again(&place);
     assert_eq!(loaded.unwrap().progress, progress(9));
     // What the first has of epoch 9 is not published again under another number.
-    let error = first.publish(&progress(10), &[blocks(9), blocks(10)].concat()).unwrap_err();
+    let error = first.publish_and_tidy(&progress(10), &[blocks(9), blocks(10)].concat()).unwrap_err();
     assert!(matches!(error, CheckpointError::TakenOver { .. }), "{error}");
-    second.publish(&progress(10), &blocks(10)).unwrap();
+    second.publish_and_tidy(&progress(10), &blocks(10)).unwrap();
     assert_eq!(second.load().unwrap().unwrap().nodes["card"][&255].len(), 3);
 }
 
@@ -188,7 +188,7 @@ fn a_start_is_not_misled_by_faults() {
     for fault in [Before, After, AfterAndAway, AnswerLost, Conflict] {
         let faults = Faults::default();
         let place = memory(faults.clone());
-        store(&place).publish(&progress(8), &blocks(8)).unwrap();
+        store(&place).publish_and_tidy(&progress(8), &blocks(8)).unwrap();
         faults.next([fault]);
         let mut second = Store::open(&place, "job", "digest").unwrap();
         second.load().unwrap();
@@ -214,7 +214,7 @@ fn a_large_segment_goes_in_parts() {
     let bytes: Vec<u8> = (0..40 << 20).map(|at: u32| (at * 31 >> 3) as u8).collect();
     let large: Vec<Block> =
         bytes.chunks(5 << 20).map(|part| block(Kind::Outbox, "kafka \"quoted\"", 1, 9, part.to_vec())).collect();
-    store.publish(&progress(9), &large).unwrap();
+    store.publish_and_tidy(&progress(9), &large).unwrap();
     let outbox = store.load().unwrap().unwrap().outbox;
     assert_eq!(
         outbox[&("kafka \"quoted\"".to_string(), 1)].iter().flat_map(|(_, bytes)| bytes.clone()).collect::<Vec<_>>(),

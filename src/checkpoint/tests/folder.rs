@@ -28,19 +28,19 @@ fn a_try_that_failed_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let place = Place::folder(folder.path());
     let mut store = store(&place);
-    store.publish(&progress(8), &blocks(8)).unwrap();
+    store.publish_and_tidy(&progress(8), &blocks(8)).unwrap();
     let before = fs::metadata(folder.path().join("seg/1-1.seg")).unwrap().len();
     // No draft of a manifest can be made: a folder is in its place.
     let draft = folder.path().join("manifest/3.tmp");
     fs::create_dir(&draft).unwrap();
     for epoch in [9, 10] {
-        assert!(matches!(store.publish(&progress(epoch), &blocks(9)), Err(CheckpointError::Io { .. })));
+        assert!(matches!(store.publish_and_tidy(&progress(epoch), &blocks(9)), Err(CheckpointError::Io { .. })));
         assert_eq!(fs::metadata(folder.path().join("seg/1-1.seg")).unwrap().len(), before);
     }
     fs::remove_dir(&draft).unwrap();
     // The next try brings the same blocks and more.
     let all = [blocks(9), blocks(11)].concat();
-    store.publish(&progress(11), &all).unwrap();
+    store.publish_and_tidy(&progress(11), &all).unwrap();
     drop(store);
     let (_, loaded) = again(&place);
     let loaded = loaded.unwrap();

@@ -32,7 +32,7 @@ fn check_merges(place: &Place, limits: Limits) -> Store {
             part.and_then(|part| expected.get_mut(&part)).map(|value| value.push('+'));
             // Outputs of three epochs wait.
             let committed = [(effect_name("sinks.kafka \"quoted\"", 1), epoch.saturating_sub(3))].into();
-            store.publish(&Progress { committed, ..progress(epoch) }, &changes).unwrap();
+            store.publish_and_tidy(&Progress { committed, ..progress(epoch) }, &changes).unwrap();
             // The merge is done by a thread; some later checkpoint takes it up.
             let deadline = Instant::now() + Duration::from_secs(20);
             while store.compaction.is_some() && epoch % 3 == 0 && Instant::now() < deadline {
@@ -100,7 +100,7 @@ fn short_lives_do_not_leave_more_and_more_to_read() {
             // It dies before what is merged beside it could be taken up.
             let mut changes = blocks(epoch);
             changes.push(block(Kind::Outbox, "kafka \"quoted\"", 1, epoch, noise(30 << 20)));
-            store.publish(&progress(epoch), &changes).unwrap();
+            store.publish_and_tidy(&progress(epoch), &changes).unwrap();
             let read: u64 = store.closed.iter().map(|segment| segment.bytes).sum();
             assert!(read < 2 * most, "life {epoch} leaves {read} bytes to read");
         }
@@ -121,7 +121,7 @@ fn outputs_that_were_committed_do_not_pile_up() {
             if written < 2 * most {
                 changes.push(block(Kind::Outbox, "kafka \"quoted\"", 1, epoch, noise(4 << 20)));
             }
-            written += store.publish(&progress(epoch), &changes).unwrap().bytes;
+            written += store.publish_and_tidy(&progress(epoch), &changes).unwrap().bytes;
         }
         let kept: u64 = store.closed.iter().map(|segment| segment.bytes).sum();
         assert!(store.base.is_some() && kept < most, "{kept} bytes of {written} are kept");

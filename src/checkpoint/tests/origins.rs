@@ -18,7 +18,7 @@ fn go_back(place: &Place, origin: &Origin, epoch: u64) -> Store {
     assert!(store.take_over().unwrap());
     store.go_back(origin).unwrap();
     checkpoint.progress.epoch = epoch;
-    store.publish(&checkpoint.progress, &[]).unwrap();
+    store.publish_and_tidy(&checkpoint.progress, &[]).unwrap();
     store
 }
 
@@ -88,9 +88,9 @@ fn the_newest_state_is_where_the_job_is() {
         let (mut next, _) = again(place);
         assert_eq!(next.standing(&origin(place, "now")).unwrap(), Standing::There);
         // Nothing was read in these epochs.
-        next.publish(&Progress { epoch: 12, ..progress(9) }, &[]).unwrap();
+        next.publish_and_tidy(&Progress { epoch: 12, ..progress(9) }, &[]).unwrap();
         assert_eq!(next.standing(&origin(place, "now")).unwrap(), Standing::There);
-        next.publish(&Progress { epoch: 12, ..progress(10) }, &blocks(12)).unwrap();
+        next.publish_and_tidy(&Progress { epoch: 12, ..progress(10) }, &blocks(12)).unwrap();
         let elsewhere = Standing::Elsewhere { epoch: 12, same_life: true };
         assert_eq!(next.standing(&origin(place, "now")).unwrap(), elsewhere);
         drop(next);
@@ -99,7 +99,7 @@ fn the_newest_state_is_where_the_job_is() {
         assert_eq!(anew.standing(&origin(place, "now")).unwrap(), Standing::Nowhere);
         drop(anew);
         let mut anew = store(place);
-        anew.publish(&progress(3), &blocks(3)).unwrap();
+        anew.publish_and_tidy(&progress(3), &blocks(3)).unwrap();
         let elsewhere = Standing::Elsewhere { epoch: 3, same_life: false };
         assert_eq!(anew.standing(&origin(place, "now")).unwrap(), elsewhere);
     });
@@ -186,7 +186,7 @@ fn a_job_begins_from_what_lies_elsewhere() {
 fn what_is_damaged_is_not_carried_on() {
     in_process(|place| {
         let mut running = store(place);
-        running.publish(&progress(8), &blocks(8)).unwrap();
+        running.publish_and_tidy(&progress(8), &blocks(8)).unwrap();
         savepoint::save(place, "before").unwrap();
         drop(running);
         let folder = tempfile::tempdir().unwrap();
@@ -213,7 +213,7 @@ fn what_is_damaged_is_not_carried_on() {
 #[test]
 fn what_is_not_there_is_told() {
     in_process(|place| {
-        store(place).publish(&progress(8), &blocks(8)).unwrap();
+        store(place).publish_and_tidy(&progress(8), &blocks(8)).unwrap();
         savepoint::save(place, "a").unwrap();
         let find = |told: &str| Origin::find(place, told, &S3::default(), "job").unwrap_err();
         let error = find("b");

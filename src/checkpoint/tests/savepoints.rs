@@ -13,7 +13,7 @@ fn saved(place: &Place, name: &str) -> Checkpoint {
 pub fn go_on(store: &mut Store, epochs: std::ops::Range<u64>) {
     store.limits = Limits { changes_bytes: 300, files: 3, segment_bytes: 200 };
     for epoch in epochs {
-        store.publish(&progress(epoch), &blocks(epoch)).unwrap();
+        store.publish_and_tidy(&progress(epoch), &blocks(epoch)).unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
         while store.compaction.is_some() && Instant::now() < deadline {
             std::thread::yield_now();
@@ -94,11 +94,11 @@ fn a_name_is_taken_once_and_found_again() {
         assert!(matches!(savepoint::save(place, "a"), Err(SavepointError::Nothing { .. })));
         let mut running = store(place);
         assert!(matches!(savepoint::save(place, "a"), Err(SavepointError::Nothing { .. })), "it has not begun");
-        running.publish(&progress(8), &blocks(8)).unwrap();
+        running.publish_and_tidy(&progress(8), &blocks(8)).unwrap();
         savepoint::save(place, "a").unwrap();
         let again = savepoint::save(place, "a").unwrap();
         assert_eq!(again.epoch, 8, "the same checkpoint under the same name is no mistake");
-        running.publish(&progress(9), &blocks(9)).unwrap();
+        running.publish_and_tidy(&progress(9), &blocks(9)).unwrap();
         let error = savepoint::save(place, "a").unwrap_err();
         assert!(matches!(error, SavepointError::Taken { epoch: 8, .. }), "{error}");
         for name in ["", ".", "..", ".a", "a/b", "a b", "\u{e9}", &"a".repeat(65)] {

@@ -13,10 +13,10 @@ fn take_over(place: &Place, sequence: u64) {
 fn who_has_lost_the_job_publishes_nothing() {
     everywhere(|place| {
         let mut store = store(place);
-        store.publish(&progress(8), &blocks(8)).unwrap();
+        store.publish_and_tidy(&progress(8), &blocks(8)).unwrap();
         take_over(place, 3);
         for _ in 0..2 {
-            let error = store.publish(&progress(9), &blocks(9)).unwrap_err();
+            let error = store.publish_and_tidy(&progress(9), &blocks(9)).unwrap_err();
             assert!(matches!(error, CheckpointError::TakenOver { .. }), "{error}");
             let said = error.to_string();
             assert!(said.contains("3.json: another copy of this job has taken over; this one ends"), "{said}");
@@ -33,11 +33,11 @@ fn who_has_lost_the_job_publishes_nothing() {
 fn an_earlier_try_that_came_through_is_ones_own() {
     everywhere(|place| {
         let mut store = store(place);
-        store.publish(&progress(8), &blocks(8)).unwrap();
+        store.publish_and_tidy(&progress(8), &blocks(8)).unwrap();
         let newest = Manifest::read(&*place.0, 2).unwrap().unwrap();
         let text = newest.stamped(3, &store.start).text();
         assert!(matches!(place.0.create("manifest/3.json", &text).unwrap(), Created::New));
-        store.publish(&progress(9), &blocks(9)).unwrap();
+        store.publish_and_tidy(&progress(9), &blocks(9)).unwrap();
         assert_eq!((store.sequence, store.load().unwrap().unwrap().progress.epoch), (4, 9));
     });
 }
@@ -53,23 +53,23 @@ fn two() -> (Place, Place) {
 fn a_copy_that_wakes_up_late_publishes_nothing() {
     let (one, other) = two();
     let mut late = store(&one);
-    late.publish(&progress(8), &blocks(8)).unwrap();
+    late.publish_and_tidy(&progress(8), &blocks(8)).unwrap();
     let mut newer = store(&other);
     for epoch in 9..30 {
-        newer.publish(&progress(epoch), &blocks(epoch)).unwrap();
+        newer.publish_and_tidy(&progress(epoch), &blocks(epoch)).unwrap();
     }
     drop(newer);
     let mut newest = store(&other);
     for epoch in 30..50 {
-        newest.publish(&progress(epoch), &blocks(epoch)).unwrap();
+        newest.publish_and_tidy(&progress(epoch), &blocks(epoch)).unwrap();
     }
     let before = newest.load().unwrap();
     for _ in 0..2 {
-        let error = late.publish(&progress(9), &blocks(9)).unwrap_err();
+        let error = late.publish_and_tidy(&progress(9), &blocks(9)).unwrap_err();
         assert!(matches!(error, CheckpointError::TakenOver { .. }), "{error}");
     }
     assert_eq!(newest.load().unwrap(), before);
-    newest.publish(&progress(50), &blocks(50)).unwrap();
+    newest.publish_and_tidy(&progress(50), &blocks(50)).unwrap();
 }
 
 /// A copy that has nothing to publish notices as well.
@@ -77,7 +77,7 @@ fn a_copy_that_wakes_up_late_publishes_nothing() {
 fn an_idle_copy_looks_whether_it_has_lost() {
     let (one, other) = two();
     let mut idle = store(&one);
-    idle.publish(&progress(8), &blocks(8)).unwrap();
+    idle.publish_and_tidy(&progress(8), &blocks(8)).unwrap();
     let long_ago = Instant::now() - Duration::from_secs(60);
     idle.looked = long_ago;
     idle.look().unwrap();
@@ -90,17 +90,17 @@ fn an_idle_copy_looks_whether_it_has_lost() {
 fn who_takes_over_from_a_copy_that_publishes_loads_again() {
     let (one, other) = two();
     let mut running = store(&one);
-    running.publish(&progress(8), &blocks(8)).unwrap();
+    running.publish_and_tidy(&progress(8), &blocks(8)).unwrap();
     let mut next = Store::open(&other, "job", "digest").unwrap();
     assert_eq!(next.load().unwrap().unwrap().progress, progress(8));
     for epoch in 9..20 {
-        running.publish(&progress(epoch), &blocks(epoch)).unwrap();
+        running.publish_and_tidy(&progress(epoch), &blocks(epoch)).unwrap();
     }
     assert!(!next.take_over().unwrap(), "what was loaded is not the newest");
-    assert!(running.publish(&progress(20), &[]).is_err());
+    assert!(running.publish_and_tidy(&progress(20), &[]).is_err());
     assert_eq!(next.load().unwrap().unwrap().progress, progress(19));
     assert!(next.take_over().unwrap());
-    next.publish(&progress(20), &blocks(20)).unwrap();
+    next.publish_and_tidy(&progress(20), &blocks(20)).unwrap();
 }
 
 /// Old manifests are removed, so that a start that was slow finds its number free: that is not the next number.
@@ -108,14 +108,14 @@ fn who_takes_over_from_a_copy_that_publishes_loads_again() {
 fn a_number_that_is_free_again_is_not_taken() {
     let (one, other) = two();
     let mut running = store(&one);
-    running.publish(&progress(8), &blocks(8)).unwrap();
+    running.publish_and_tidy(&progress(8), &blocks(8)).unwrap();
     let mut tries = 0;
     let read = |newest| {
         let manifest = Manifest::read(&*other.0, newest)?;
         tries += 1;
         if tries == 1 {
             for epoch in 9..20 {
-                running.publish(&progress(epoch), &blocks(epoch)).unwrap();
+                running.publish_and_tidy(&progress(epoch), &blocks(epoch)).unwrap();
             }
             // Removing takes its time.
             let next = manifest::key(newest + 1);
@@ -136,14 +136,14 @@ fn a_number_that_is_free_again_is_not_taken() {
 fn the_manifest_of_a_start_that_did_nothing_else_still_fences() {
     let (one, other) = two();
     let mut late = store(&one);
-    late.publish(&progress(8), &blocks(8)).unwrap();
+    late.publish_and_tidy(&progress(8), &blocks(8)).unwrap();
     drop(store(&other));
     let mut newest = store(&other);
     for epoch in 9..20 {
-        newest.publish(&progress(epoch), &blocks(epoch)).unwrap();
+        newest.publish_and_tidy(&progress(epoch), &blocks(epoch)).unwrap();
     }
     drop(newest);
-    let error = late.publish(&progress(9), &blocks(9)).unwrap_err();
+    let error = late.publish_and_tidy(&progress(9), &blocks(9)).unwrap_err();
     assert!(matches!(error, CheckpointError::TakenOver { .. }), "{error}");
 }
 
@@ -153,15 +153,15 @@ fn a_manifest_whose_answer_was_lost_is_not_made_again() {
     let faults = faults::Faults::default();
     let places = faults::memories(faults.clone(), 2);
     let mut late = store(&places[0]);
-    late.publish(&progress(8), &blocks(8)).unwrap();
+    late.publish_and_tidy(&progress(8), &blocks(8)).unwrap();
     faults.next([faults::Fault::AfterAndAway]);
-    assert!(late.publish(&progress(9), &blocks(9)).unwrap_err().may_pass());
+    assert!(late.publish_and_tidy(&progress(9), &blocks(9)).unwrap_err().may_pass());
     let mut newest = store(&places[1]);
     for epoch in 10..20 {
-        newest.publish(&progress(epoch), &blocks(epoch)).unwrap();
+        newest.publish_and_tidy(&progress(epoch), &blocks(epoch)).unwrap();
     }
     drop(newest);
-    let error = late.publish(&progress(9), &blocks(9)).unwrap_err();
+    let error = late.publish_and_tidy(&progress(9), &blocks(9)).unwrap_err();
     assert!(matches!(error, CheckpointError::TakenOver { .. }), "{error}");
 }
 
@@ -188,7 +188,7 @@ fn no_epoch_is_decided_twice_whoever_fights_for_the_job() {
             for _ in 0..20 {
                 epoch += 1;
                 waiting.extend(blocks(epoch));
-                match store.publish(&progress(epoch), &waiting) {
+                match store.publish_and_tidy(&progress(epoch), &waiting) {
                     Ok(_) => {
                         waiting.clear();
                         decided.lock().unwrap().push(epoch);
