@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# prerequisites.sh [rust] [python] [java]: checks for what the other scripts can't install themselves, and says how to get it.
+# prerequisites.sh [rust] [python] [java] [hosts]: checks for what the other scripts can't install themselves, and says how to get it.
 set -euo pipefail
 missing=()
 need() { # COMMAND, WHAT TO INSTALL
@@ -26,7 +26,10 @@ for part in "$@"; do
       need java "Java 17 (Debian: apt-get install openjdk-17-jre-headless)"
       need mvn "Maven (Debian: apt-get install maven)"
       ;;
-    *) echo "prerequisites.sh: unknown part \`$part\`; use rust, python, java" >&2; exit 2 ;;
+    hosts)
+      need ip "network namespaces, for tests with several hosts (Debian: apt-get install iproute2)"
+      ;;
+    *) echo "prerequisites.sh: unknown part \`$part\`; use rust, python, java, hosts" >&2; exit 2 ;;
   esac
 done
 [ ${#missing[@]} -eq 0 ] && exit 0
@@ -39,6 +42,7 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ -z "${PREREQUISITES_
       rust) packages+=(build-essential libssl-dev pkg-config zlib1g-dev) ;;
       python) packages+=(python3 python3-pip python3-venv) ;;
       java) packages+=(openjdk-17-jre-headless maven) ;;
+      hosts) packages+=(iproute2) ;;
     esac
   done
   { apt-get update -q && apt-get install -qy --no-install-recommends "${packages[@]}"; } >&2

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=${MILLSTREAM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/millstream}
 export MILLSTREAM_CACHE=$cache
-deploy/prerequisites.sh rust python java
+deploy/prerequisites.sh rust python java hosts
 started= store_started=
 stop() {
   [ -z "$started" ] || deploy/kafka.sh clean

@@ -26,6 +26,7 @@ mod change;
 mod chaos;
 mod commands;
 mod drift;
+mod hosts;
 mod live;
 mod metrics;
 mod mixed;

@@ -72,8 +72,9 @@ pub fn join(membership: &Membership) -> anyhow::Result<Joined> {
         data.insert(process, joining.dial(process, Purpose::Data, &incarnation)?.0);
     }
     joining.accept(&listener, &incarnation, &mut control, &mut data)?;
-    let data = (0..shape.processes).map(|process| data.remove(&process).map(|stream| Socket::new(stream, process)));
-    Ok(Joined { data: data.collect(), control })
+    let socket = |process| data.remove(&process).map(|stream| Socket::new(stream, process)).transpose();
+    let data = (0..shape.processes).map(socket).collect::<Result<_, _>>();
+    Ok(Joined { data: data.context("set up the connections to the other processes")?, control })
 }
 
 struct Joining<'a> {

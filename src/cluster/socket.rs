@@ -4,8 +4,10 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 
+use rustix::net::sockopt;
 use timely::communication::allocator::zero_copy::stream::Stream;
 
+use super::link::SILENCE_MAX;
 use super::lost;
 
 /// What timely sends last: an empty message, which is a header of zeros.
@@ -21,9 +23,17 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// The connection to process `process`.
-    pub fn new(stream: TcpStream, process: usize) -> Socket {
-        Socket { stream, process, zeros: 0 }
+    /// The connection to process `process`. Two members have no control link between them that would notice silence: here the
+    /// operating system does, when what was sent is not acknowledged, or nobody answers whether he is there.
+    ///
+    /// # Errors
+    /// If the operating system refuses.
+    pub fn new(stream: TcpStream, process: usize) -> io::Result<Socket> {
+        sockopt::set_tcp_user_timeout(&stream, SILENCE_MAX.as_millis() as u32)?;
+        sockopt::set_tcp_keepidle(&stream, SILENCE_MAX / 3)?;
+        sockopt::set_tcp_keepintvl(&stream, SILENCE_MAX / 3)?;
+        sockopt::set_socket_keepalive(&stream, true)?;
+        Ok(Socket { stream, process, zeros: 0 })
     }
 
     fn read_counted(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

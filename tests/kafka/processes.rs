@@ -153,10 +153,14 @@ fn event(id: usize) -> String {
     format!("{{\"id\":{id},\"at\":{},\"card\":{card},\"amount\":1}}", 1_700_000_000_000_i64 + id as i64)
 }
 
-/// The topology with hosts.
+/// The topology with two hosts, which are this one.
 fn with_hosts(service: &Service, secret: &str) {
     let ports: Vec<TcpListener> = (0..2).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let hosts: Vec<String> = ports.iter().map(|port| port.local_addr().unwrap().to_string()).collect();
+    at_hosts(service, &ports.iter().map(|port| port.local_addr().unwrap().to_string()).collect::<Vec<_>>(), secret);
+}
+
+/// The topology with hosts that listen at these addresses.
+pub fn at_hosts(service: &Service, hosts: &[String], secret: &str) {
     let text = std::fs::read_to_string(service.topology()).unwrap();
     let text = text.replace("engine: {", &format!("engine: {{ cluster: {{ hosts: {hosts:?}, secret: {secret} }},"));
     let text = text.replace("    key: [card]\n    aggregates", "    key: [card]\n    online: true\n    aggregates");

@@ -63,9 +63,15 @@ struct Line {
 impl Proxy {
     /// A proxy that leads nowhere yet.
     pub fn start() -> Proxy {
+        Proxy::at(std::net::TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    /// The same for those who connect there.
+    pub fn at(listener: std::net::TcpListener) -> Proxy {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let port = listener.local_addr().unwrap().port();
+        listener.set_nonblocking(true).unwrap();
+        let listener = runtime.block_on(async { TcpListener::from_std(listener) }).unwrap();
         let line = Arc::new(Line {
             to: watch::Sender::new(0),
             network: watch::Sender::new(Network::Works),
