@@ -122,3 +122,38 @@ fn what_is_misspelt_the_schema_refuses() {
         assert!(refused.iter().any(|line| line.contains(&format!("/{name}.yaml: "))), "{name} passes: {refused:?}");
     }
 }
+
+/// The blocks of a page in the language of topology files: the line where each begins, and its text.
+fn blocks(page: &str) -> Vec<(usize, String)> {
+    let mut blocks = Vec::new();
+    let mut lines = page.lines().enumerate();
+    while let Some((at, line)) = lines.next() {
+        if line == "```yaml" {
+            let text = lines.by_ref().map(|(_, line)| line).take_while(|line| *line != "```");
+            blocks.push((at + 2, text.collect::<Vec<_>>().join("\n")));
+        }
+    }
+    blocks
+}
+
+/// Pages show sections of topologies, or what goes on in the section of the block before.
+#[test]
+fn what_pages_show_the_schema_takes() {
+    let mut cases = Vec::new();
+    for page in ["README.md", "docs/topology.md", "docs/operations.md"] {
+        let text = std::fs::read_to_string(root().join(page)).expect("a page");
+        let mut section = String::new();
+        for (line, block) in blocks(&text) {
+            let shown = if block.starts_with(' ') { value(&format!("{section}:\n{block}")) } else { value(&block) };
+            let mut whole = json!({ "version": 1, "name": "shown", "sources": {}, "sinks": {} });
+            for (name, shown) in shown.as_object().expect("a block has sections") {
+                section.clone_from(name);
+                whole[name] = shown.clone();
+            }
+            cases.push(json!({ "name": format!("{page}:{line}"), "at": "#", "value": whole }));
+        }
+    }
+    assert!(cases.len() > 12, "only {cases:?}");
+    let refused = refused(&cases);
+    assert!(refused.is_empty(), "{}", refused.join("\n"));
+}
