@@ -27,15 +27,14 @@ pub(super) fn is_fence(code: RDKafkaErrorCode) -> bool {
 /// The error behind an error of a writer: what a fenced producer says of its records and calls has many faces.
 pub(super) fn behind(error: SinkError, topics: [&Topic; 2], marker: &Marker) -> SinkError {
     let is_fenced = |topic: &&Topic| {
-        topic.producer.client().fatal_error().is_some_and(|(code, _)| is_fence(code))
-            || topic.failed_with().is_some_and(is_fence)
+        topic.producer.client().fatal_error().is_some_and(|(code, _)| is_fence(code)) || topic.is_fenced()
     };
     let Some(topic) = topics.into_iter().find(is_fenced) else {
-        // After a long sleep records are too old to be sent, so that no broker has said anything yet.
-        let is_late = |topic: &Topic| topic.failed_with() == Some(RDKafkaErrorCode::MessageTimedOut);
-        return match topics.into_iter().find(|topic| is_late(topic)) {
-            Some(topic) if marker.is_anothers().unwrap_or(false) => SinkError::TakenOver { name: topic.name.clone() },
-            _ => error,
+        // After a long sleep no broker need have said anything yet: records are too old to be sent, and a producer of which some are
+        // takes no more.
+        return match marker.is_anothers() {
+            Ok(true) => SinkError::TakenOver { name: topics[0].name.clone() },
+            Ok(false) | Err(_) => error,
         };
     };
     let deadline = Instant::now() + MARKER_WAIT;

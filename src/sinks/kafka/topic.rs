@@ -12,6 +12,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{ClientContext, Statistics};
 
 use super::KafkaSink;
+use super::fence::is_fence;
 use crate::kafka::{ClientError, Context, Trouble};
 use crate::sinks::{Open, Records, SinkError};
 
@@ -55,9 +56,9 @@ impl Topic {
         })
     }
 
-    /// Why the first of the records could not be delivered that were not.
-    pub fn failed_with(&self) -> Option<RDKafkaErrorCode> {
-        self.producer.context().failure().map(|(code, _)| code)
+    /// Whether a record could not be delivered because the producer's epoch is an old one.
+    pub fn is_fenced(&self) -> bool {
+        self.producer.context().failure().is_some_and(|(code, _)| is_fence(code))
     }
 
     /// What the client had to say meanwhile.
