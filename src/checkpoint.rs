@@ -35,7 +35,7 @@ use crate::failpoint::{self, Point};
 use crate::sources::Positions;
 use compact::Compaction;
 use manifest::{Manifest, Start};
-use segment::{Appender, Mark, Summary};
+use segment::{Appender, Mark, Stored, Summary};
 use start::new_id;
 use storage::{Created, Storage};
 
@@ -375,7 +375,7 @@ pub struct Published {
 }
 
 /// Whether outputs are not known to be where they belong.
-fn is_pending(committed: &BTreeMap<String, u64>, block: &Block) -> bool {
+fn is_pending(committed: &BTreeMap<String, u64>, block: &Stored) -> bool {
     let effect = match block.kind {
         Kind::State => return false,
         Kind::Outbox => effect_name(&format!("sinks.{}", block.name), block.part),
@@ -396,19 +396,26 @@ fn assemble(storage: &dyn Storage, manifest: &Manifest) -> Result<Checkpoint, Ch
             if !definitions::counts(&manifest.definitions, block.kind, &block.name, block.epoch) {
                 return Ok(());
             }
+            let counts = match block.kind {
+                Kind::State => is_base || block.epoch > merged,
+                Kind::Outbox | Kind::Offline => is_pending(&manifest.committed, &block),
+            };
+            if !counts {
+                return Ok(());
+            }
+            let block = block.open()?;
             match block.kind {
-                Kind::State if is_base || block.epoch > merged => {
+                Kind::State => {
                     let state = checkpoint.nodes.entry(block.name.to_string()).or_default();
                     state.entry(block.part).or_default().push(block.bytes);
                 }
-                Kind::Outbox if is_pending(&manifest.committed, &block) => {
+                Kind::Outbox => {
                     let outbox = checkpoint.outbox.entry((block.name.to_string(), block.part)).or_default();
                     outbox.push((block.epoch, block.bytes));
                 }
-                Kind::Offline if is_pending(&manifest.committed, &block) => {
+                Kind::Offline => {
                     offline.entry(block.name).or_default().push((block.epoch, block.part, block.bytes));
                 }
-                Kind::State | Kind::Outbox | Kind::Offline => {}
             }
             Ok(())
         })?;

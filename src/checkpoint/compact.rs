@@ -199,6 +199,7 @@ fn merge_base(task: &Task) -> Result<Merged, CheckpointError> {
         segment::read(storage, summary, |block| {
             let counts = definitions::counts(nodes, block.kind, &block.name, block.epoch);
             if block.kind == Kind::State && counts && (is_base || block.epoch > merged) {
+                let block = block.open()?;
                 return state.entry((block.name, block.part)).or_default().absorb(&block.bytes);
             }
             Ok(())
@@ -223,8 +224,11 @@ fn merge_segments(task: &Task) -> Result<Merged, CheckpointError> {
                 return Ok(());
             }
             if block.kind != Kind::State {
-                outputs.extend(is_pending(&progress.committed, &block).then_some(block));
+                if is_pending(&progress.committed, &block) {
+                    outputs.push(block.open()?);
+                }
             } else if block.epoch > merged {
+                let block = block.open()?;
                 let (epoch, changes) = state.entry((block.name, block.part)).or_default();
                 *epoch = block.epoch.max(*epoch);
                 changes.push(block.bytes);

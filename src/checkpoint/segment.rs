@@ -206,6 +206,36 @@ fn encode(block: &Block, to: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
+/// A block as it lies in a segment. Outputs that were committed long ago need not be unpacked to be passed over.
+pub(super) struct Stored {
+    /// What it holds.
+    pub kind: Kind,
+    /// Whose it is.
+    pub name: Arc<str>,
+    /// Which part of it.
+    pub part: u16,
+    /// The epoch in which it came to be.
+    pub epoch: u64,
+    bytes: Vec<u8>,
+    is_compressed: bool,
+}
+
+impl Stored {
+    /// The block as it was written.
+    ///
+    /// # Errors
+    /// If its bytes should be compressed and are not.
+    pub fn open(self) -> Result<Block, String> {
+        let Stored { kind, name, part, epoch, bytes, is_compressed } = self;
+        let bytes = match is_compressed {
+            false => bytes,
+            true => zstd::stream::decode_all(&bytes[..])
+                .map_err(|error| format!("(`{name}`, part {part}) is not compressed: {error}"))?,
+        };
+        Ok(Block { kind, name, part, epoch, bytes })
+    }
+}
+
 /// Reads the part of a segment that a manifest names, checks all of it, and gives its blocks one after the other. A block
 /// that was given belongs to a segment that may turn out to be damaged further on.
 ///
@@ -214,7 +244,7 @@ fn encode(block: &Block, to: &mut Vec<u8>) -> io::Result<()> {
 pub(super) fn read(
     storage: &dyn Storage,
     summary: &Summary,
-    give: impl FnMut(Block) -> Result<(), String>,
+    give: impl FnMut(Stored) -> Result<(), String>,
 ) -> Result<(), CheckpointError> {
     let key = key(&summary.file);
     let scanned = Scan::new(storage.stream(&key, summary.bytes)?, summary).blocks(give);
@@ -258,7 +288,7 @@ impl<'a, R: Read> Scan<'a, R> {
     }
 
     /// Gives the blocks.
-    pub fn blocks(mut self, mut give: impl FnMut(Block) -> Result<(), String>) -> Result<(), Problem> {
+    pub fn blocks(mut self, mut give: impl FnMut(Stored) -> Result<(), String>) -> Result<(), Problem> {
         if self.array::<8>()? != *MAGIC {
             return Err(Problem::Damage("is not a segment of a checkpoint".into()));
         }
@@ -278,7 +308,7 @@ impl<'a, R: Read> Scan<'a, R> {
         Ok(())
     }
 
-    fn block(&mut self) -> Result<Block, Problem> {
+    fn block(&mut self) -> Result<Stored, Problem> {
         self.of_block = Xxh3::new();
         let [stored] = self.array()?;
         let kind = match stored & !COMPRESSED {
@@ -300,14 +330,9 @@ impl<'a, R: Read> Scan<'a, R> {
             let detail = format!("(`{name}`, part {part}, epoch {epoch}) does not have its checksum");
             return Err(Problem::Damage(detail));
         }
-        let bytes = match stored & COMPRESSED {
-            0 => bytes,
-            _ => zstd::stream::decode_all(&bytes[..])
-                .map_err(|error| Problem::Damage(format!("(`{name}`, part {part}) is not compressed: {error}")))?,
-        };
         let name = self.names.get(name).cloned().unwrap_or_else(|| name.into());
         self.names.insert(name.clone());
-        Ok(Block { kind, name, part, epoch, bytes })
+        Ok(Stored { kind, name, part, epoch, bytes, is_compressed: stored & COMPRESSED != 0 })
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Problem> {

@@ -227,6 +227,8 @@ fn a_job_that_is_forgotten_starts_anew_and_other_files_stay() {
         assert!(after.take_over().unwrap());
         assert_eq!(after.generation(), 1);
         assert_ne!(after.id(), id, "another life: markers of the one before count no more");
+        let writers = progress(8).committed.into_keys().map(|writer| (writer, 0)).collect();
+        assert_eq!(after.writers(), &writers, "what its writers have left open is to be ended");
         after.publish_and_tidy(&progress(3), &blocks(3)).unwrap();
         match is_folder(place) {
             true => check_files(place, &["4-1.seg", "4.json", "5.json", "notes.txt"]),
@@ -379,7 +381,7 @@ proptest! {
         let summary = segment::Summary {
             file: "x".into(), last_epoch: 1, bytes: bytes.len() as u64, blocks: 1, checksum: segment::digits(0)
         };
-        prop_assert!(segment::Scan::new(&bytes[..], &summary).blocks(|_| Ok(())).is_err());
+        prop_assert!(segment::Scan::new(&bytes[..], &summary).blocks(|block| block.open().map(drop)).is_err());
     }
 
     #[test]
@@ -397,7 +399,7 @@ proptest! {
             let mut found = Vec::new();
             for summary in store.closed.iter().cloned().chain(store.open.iter().map(Appender::summary)) {
                 let read = segment::read(&*place.0, &summary, |block| {
-                    found.push(block);
+                    found.push(block.open()?);
                     Ok(())
                 });
                 read.unwrap();
