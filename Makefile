@@ -26,13 +26,13 @@ chaos: ## kill a job on a real broker again and again: KILLS=300 SEED=...
 bench: ## measure against the bare loop and the copy loop, on a local broker
 	@benches/run.sh
 
-kafka-up: ## start Apache Kafka on 127.0.0.1:29092
+kafka-up: ## start Apache Kafka on 127.0.0.1:19092
 	@deploy/kafka.sh up
 
 kafka-down: ## stop it
 	@deploy/kafka.sh down
 
-s3-up: ## start a store that speaks the protocol of S3 on 127.0.0.1:29090
+s3-up: ## start a store that speaks the protocol of S3 on 127.0.0.1:19090
 	@deploy/s3.sh up
 
 s3-down: ## stop it

@@ -10,7 +10,7 @@
 #   deploy/kafka.sh topics ...     Kafka's own kafka-topics tool; likewise configs, groups, delete-records
 #
 # Variables, with their defaults:
-#   KAFKA_PORT=29092     port of broker 1; broker i listens on KAFKA_PORT + 10 (i - 1), its controller on the port after
+#   KAFKA_PORT=19092     port of broker 1; broker i listens on KAFKA_PORT + 10 (i - 1), its controller on the port after
 #   KAFKA_NODES=1        1 or 3 brokers, each also a controller
 #   KAFKA_DIR            data, logs and process ids; ${TMPDIR:-/tmp}/millstream-kafka-$UID-$KAFKA_PORT
 #   KAFKA_CACHE          the jars (about 60 MB); ${XDG_CACHE_HOME:-~/.cache}/millstream/kafka
@@ -23,7 +23,7 @@
 #   KAFKA_VERSION=4.1.1, KAFKA_HEAP=512m
 set -euo pipefail
 
-PORT=${KAFKA_PORT:-29092}
+PORT=${KAFKA_PORT:-19092}
 NODES=${KAFKA_NODES:-1}
 VERSION=${KAFKA_VERSION:-4.1.1}
 LOG4J_VERSION=2.24.3

@@ -10,13 +10,13 @@
 #   deploy/s3.sh pause     stop answering, with the data kept; `resume` goes on
 #
 # Variables, with their defaults:
-#   S3_PORT=29090        its port
+#   S3_PORT=19090        its port
 #   S3_DIR               log and process id; ${TMPDIR:-/tmp}/millstream-s3-$UID-$S3_PORT
 # PYTHON and PYTHON_CACHE: see deploy/python.sh.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "$0")" && pwd)
-PORT=${S3_PORT:-29090}
+PORT=${S3_PORT:-19090}
 DIR=${S3_DIR:-${TMPDIR:-/tmp}/millstream-s3-$UID-$PORT}
 START_SECONDS_MAX=60
 

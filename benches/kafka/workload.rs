@@ -110,7 +110,7 @@ pub fn variable(name: &str, default: &str) -> String {
 /// Settings that all clients share.
 pub fn client() -> ClientConfig {
     let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", variable("KAFKA_BROKERS", "127.0.0.1:29092")).set("socket.nagle.disable", "true");
+    config.set("bootstrap.servers", variable("KAFKA_BROKERS", "127.0.0.1:19092")).set("socket.nagle.disable", "true");
     config
 }
 
