@@ -32,6 +32,8 @@ mod resume;
 mod run;
 /// The JSON Schema of topology files: it takes what the engine takes.
 mod schema;
+/// The rules of the code.
+mod tidy;
 /// The topologies of the repository pass `check`, and their graphs can be drawn.
 mod topologies;
 

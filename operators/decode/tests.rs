@@ -1,3 +1,5 @@
+//! Messages that are good, bad and anything: what becomes a row, what is rejected, and why.
+
 use arrow::array::{Float64Array, Int64Array, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::{Float64Type, Int64Type, TimestampMillisecondType};
 use proptest::prelude::*;

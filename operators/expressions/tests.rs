@@ -1,3 +1,5 @@
+//! Expressions on a small batch: values, nulls, and errors that say what to do.
+
 use std::sync::Arc;
 
 use arrow::array::{AsArray, BooleanArray, Float64Array, Int64Array, StringArray, TimestampMillisecondArray};

@@ -1,3 +1,5 @@
+//! Processes that find each other on loopback, and what strangers and half a job do to that.
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;

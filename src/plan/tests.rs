@@ -1,3 +1,5 @@
+//! Topologies as values: what their plans are made of, and what is wrong with them.
+
 use std::path::Path;
 
 use millstream_operators::features::GroupConfig;
