@@ -252,12 +252,11 @@ pub fn watermarks<C: ConsumerContext>(consumer: &BaseConsumer<C>, topic: &str, p
 }
 
 /// Has a producer send what it has at once instead of lingering over it, and waits up to `wait`, at least a millisecond, until
-/// the brokers have acknowledged it *and* another thread has taken the reports; true if nothing is left.
+/// the brokers have acknowledged it *and* another thread has taken the reports. Who has no other thread takes them afterwards.
 ///
 /// `BaseProducer::flush` is another thing: it ends the linger for no time at all, then takes reports for as long as asked.
-pub fn hurry<C: ProducerContext>(producer: &BaseProducer<C>, wait: Duration) -> bool {
+pub fn hurry<C: ProducerContext>(producer: &BaseProducer<C>, wait: Duration) {
     let wait_ms = wait.as_millis().clamp(1, 60_000) as i32;
     // SAFETY: the client is alive. Reports of this producer are events: librdkafka only waits, and calls nothing back.
-    let answer = unsafe { sys::rd_kafka_flush(producer.client().native_ptr(), wait_ms) };
-    answer == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
+    let _left = unsafe { sys::rd_kafka_flush(producer.client().native_ptr(), wait_ms) };
 }
