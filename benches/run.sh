@@ -13,6 +13,7 @@
 #   THROUGHPUT, LATENCY    legs, separated by commas
 #   RECOVERY               legs that kill the system
 #   EPOCH=50ms             epochs of the exactly-once rows
+#   HTTP=off               where the job serves its metrics: 127.0.0.1:9464, say
 #   ISOLATION=read_committed   how their reader reads; read_uncommitted shows what waits for nobody
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -76,7 +77,7 @@ row millstream-w1 1000 "$throughput,$latency" "$bin/millstream" run benches/kafk
   row exactly-once-w1 100000 "$throughput,$latency" "$bin/millstream" run benches/kafka/w1.yaml
   row recovery-w1 1000 "$recovery" "$bin/millstream" run benches/kafka/w1.yaml
   row recovery-w1 100000 "$recovery" "$bin/millstream" run benches/kafka/w1.yaml
-  row recovery-w1 1000000 "${recovery/#T300000/T3000000}" "$bin/millstream" run benches/kafka/w1.yaml
+  row recovery-w1 1000000 "${RECOVERY:-T3000000,K5000x8,K5000x8,K5000x8}" "$bin/millstream" run benches/kafka/w1.yaml
 )
 # What checkpoints cost: one each 50 ms, and none within the run. Nobody waits for them.
 for epoch in 50ms 10m; do
