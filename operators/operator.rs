@@ -34,7 +34,7 @@ impl Outputs {
 /// An operator of the dataflow. One instance lives on each worker and sees the rows whose key group is the worker's.
 ///
 /// The runtime calls [`process`](Operator::process) with rows of the open epoch only, so the state is exactly the end of
-/// the epoch when it calls [`save_changes`](Operator::save_changes).
+/// the epoch when it first calls [`save_changes`](Operator::save_changes) of it.
 pub trait Operator {
     /// Takes a batch that arrived on input `port`.
     fn process(&mut self, port: usize, batch: Batch, out: &mut Outputs);
@@ -60,9 +60,12 @@ pub trait Operator {
         false
     }
 
-    /// Gives what has changed since the last call as [`rows`](crate::state::rows) by key group. Called when an epoch has been
-    /// closed. Nothing for an operator without state.
-    fn save_changes(&mut self, _give: &mut dyn FnMut(u16, Vec<u8>)) {}
+    /// Gives what had changed when an epoch was closed as [`rows`](crate::state::rows) by key group. Called first right then, and
+    /// again as long as it says that there is more: whoever has much does some `bytes` a call, and takes rows in between. All
+    /// has been given before the next epoch is closed. Nothing for an operator without state.
+    fn save_changes(&mut self, _bytes: usize, _give: &mut dyn FnMut(u16, Vec<u8>)) -> bool {
+        false
+    }
 
     /// Takes back rows of one key group, the oldest first.
     ///

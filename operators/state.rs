@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use hashbrown::HashTable;
 
 use crate::key::{KEY_GROUPS, hash, key_group};
-use changes::{Change, Happened};
+use changes::{Change, Happened, Saving};
 pub use changes::{change_rows, no_parts};
 
 mod changes;
@@ -64,6 +64,8 @@ struct Slot<S> {
     key: KeyBytes,
     /// What is to be given of it.
     change: Change,
+    /// Whether it changed after an odd number of cuts: what changed before the last one is due.
+    odd: bool,
     /// Given at least once, or loaded: its end has to be told.
     given: bool,
     /// Bytes of parts that may still be given before it is given whole again.
@@ -98,6 +100,12 @@ pub struct KeyedState<S> {
     removed: Vec<(u16, Box<[u8]>)>,
     /// What has happened to states since the changes were last given.
     happened: Happened,
+    /// Memory for that of the next cut.
+    spare: Happened,
+    /// Whether the number of cuts is odd.
+    odd: bool,
+    /// What had changed at the last cut, until all of it has been given.
+    saving: Option<Saving<S>>,
 }
 
 const CHUNK: usize = 1024;
@@ -126,6 +134,9 @@ impl<S> KeyedState<S> {
             changed: Vec::new(),
             removed: Vec::new(),
             happened: Happened::default(),
+            spare: Happened::default(),
+            odd: false,
+            saving: None,
         }
     }
 
@@ -176,7 +187,9 @@ impl<S> KeyedState<S> {
     pub fn at_mut(&mut self, place: Place) -> &mut S {
         let slot = self.slots[place.0 as usize / CHUNK][place.0 as usize % CHUNK].as_mut();
         let slot = slot.expect("a place names an occupied slot");
+        changes::settle(slot, self.odd, &mut self.saving);
         if slot.change == Change::None {
+            slot.odd = self.odd;
             self.changed.push(place.0);
         }
         slot.change = Change::Whole;
@@ -191,7 +204,9 @@ impl<S> KeyedState<S> {
     pub fn at_mut_telling(&mut self, place: Place, tell: impl FnOnce(&S, &mut Vec<u8>)) -> &mut S {
         let slot = self.slots[place.0 as usize / CHUNK][place.0 as usize % CHUNK].as_mut();
         let slot = slot.expect("a place names an occupied slot");
+        changes::settle(slot, self.odd, &mut self.saving);
         if slot.change == Change::None {
+            slot.odd = self.odd;
             self.changed.push(place.0);
         }
         slot.change = self.happened.add(slot.change, &mut slot.room, |bytes| tell(&slot.state, bytes));
@@ -219,7 +234,7 @@ impl<S> KeyedState<S> {
 
     fn insert(&mut self, hash: u64, key: &[u8], state: S) -> Place {
         let key = KeyBytes::new(key);
-        let place = self.put_in(Slot { hash, key, change: Change::Whole, given: false, room: 0, state });
+        let place = self.put_in(Slot { hash, key, change: Change::Whole, odd: self.odd, given: false, room: 0, state });
         self.changed.push(place.0);
         place
     }
@@ -273,6 +288,7 @@ impl<S> KeyedState<S> {
             self.swept = at + 1;
             let place = &mut self.slots[at / CHUNK][at % CHUNK];
             let Some(slot) = place else { continue };
+            changes::settle(slot, self.odd, &mut self.saving);
             if keep(slot.key.as_slice(), &mut slot.state) {
                 continue;
             }

@@ -408,8 +408,8 @@ impl Operator for FeatureGroup {
         out.give(self.ports.len(), Batch::new(records, rows));
     }
 
-    fn save_changes(&mut self, give: &mut dyn FnMut(u16, Vec<u8>)) {
-        self.state.save_changes(give);
+    fn save_changes(&mut self, bytes: usize, give: &mut dyn FnMut(u16, Vec<u8>)) -> bool {
+        self.state.save_some_changes(bytes, give)
     }
 
     fn load(&mut self, key_group: u16, bytes: &[u8]) -> Result<(), StateError> {

@@ -10,6 +10,9 @@
 //! A load makes the same changes of the same states again. So that it need not make many, a state is given whole again when
 //! its parts have as many bytes as an eighth of the whole had: what lies in a checkpoint of a state is at most an eighth
 //! more than the state.
+//!
+//! Changes can be given in slices, with rows taken in between: after a *cut*, a state that is about to change again before its
+//! turn is encoded first (copy on write). What is given is what was at the cut.
 
 use std::collections::BTreeMap;
 
@@ -75,17 +78,25 @@ impl Happened {
         }
     }
 
-    /// The parts up to the one at `newest`, oldest first.
-    fn up_to<'a>(&'a self, newest: u32, parts: &mut Vec<&'a [u8]>) {
-        parts.clear();
+    /// The places of the parts up to the one at `newest`, oldest first.
+    fn up_to(&self, newest: u32, places: &mut Vec<u32>) {
+        places.clear();
         let mut next = Some(newest);
         while let Some(at) = next {
-            let start = at as usize;
-            let number = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| self.bytes[at + byte]));
-            parts.push(&self.bytes[start + HEAD..start + HEAD + number(start + 4) as usize]);
-            next = number(start).checked_sub(1);
+            places.push(at);
+            next = self.number(at as usize).checked_sub(1);
         }
-        parts.reverse();
+        places.reverse();
+    }
+
+    /// The part at a place.
+    fn part(&self, at: u32) -> &[u8] {
+        let start = at as usize;
+        &self.bytes[start + HEAD..start + HEAD + self.number(start + 4) as usize]
+    }
+
+    fn number(&self, at: usize) -> u32 {
+        u32::from_le_bytes([0, 1, 2, 3].map(|byte| self.bytes[at + byte]))
     }
 
     /// Forgets all parts.
@@ -100,39 +111,108 @@ fn room(whole: usize) -> u32 {
     u32::try_from(whole / PARTS_SHARE).unwrap_or(u32::MAX)
 }
 
+/// What is left to do of a cut.
+pub(super) struct Saving<S> {
+    /// The slots that had changed. One that is not due any more has been given already, or is another key's.
+    slots: std::vec::IntoIter<u32>,
+    /// What had happened to them.
+    happened: Happened,
+    /// What has been written, by key group.
+    groups: BTreeMap<u16, rows::Writer>,
+    /// Bytes of it.
+    written: usize,
+    encode: fn(&S, &mut Vec<u8>),
+    places: Vec<u32>,
+}
+
+impl<S> Saving<S> {
+    /// Writes what is due of a slot.
+    fn write(&mut self, slot: &mut Slot<S>) {
+        let (key, change) = (slot.key.as_slice(), std::mem::replace(&mut slot.change, Change::None));
+        slot.given = true;
+        let writer = self.groups.entry(key_group(slot.hash)).or_default();
+        let before = writer.len();
+        if let Change::Parts(newest) = change {
+            self.happened.up_to(newest, &mut self.places);
+            writer.part(key, self.places.iter().map(|at| self.happened.part(*at)));
+        } else {
+            let (state, room_of) = (&slot.state, &mut slot.room);
+            writer.put(key, |bytes| {
+                (self.encode)(state, bytes);
+                *room_of = room(bytes.len());
+            });
+        }
+        self.written += writer.len() - before;
+    }
+}
+
+/// Writes what is due of a slot, if anything is, before something else happens to it. `odd` is the state's.
+pub(super) fn settle<S>(slot: &mut Slot<S>, odd: bool, saving: &mut Option<Saving<S>>) {
+    if slot.change != Change::None && slot.odd != odd {
+        saving.as_mut().expect("what changed before a cut is due until all of it has been given").write(slot);
+    }
+}
+
 impl<S: Serialize + DeserializeOwned> KeyedState<S> {
     /// Gives what has changed since the last call, or since the start, as [`rows`] of each key group with a change, in the
     /// order of the groups. A key that came and went in between is not mentioned.
     pub fn save_changes(&mut self, give: &mut dyn FnMut(u16, Vec<u8>)) {
+        if self.saving.is_some() {
+            self.save_some_changes(usize::MAX, give);
+        }
+        self.save_some_changes(usize::MAX, give);
+    }
+
+    /// Like [`save_changes`](KeyedState::save_changes), a slice a call: the first makes the cut, and each writes some `bytes`
+    /// and says whether another is needed. The one that is the last gives what the state was at the cut, whatever has happened
+    /// to it since.
+    ///
+    /// ```
+    /// use millstream_operators::state::KeyedState;
+    /// let mut counts: KeyedState<u64> = KeyedState::new();
+    /// for key in 0..100_u64 {
+    ///     *counts.entry(&key.to_le_bytes()) = 7;
+    /// }
+    /// let mut given = Vec::new();
+    /// assert!(counts.save_some_changes(64, &mut |group, rows| given.push((group, rows))));
+    /// *counts.entry(&99_u64.to_le_bytes()) = 8;
+    /// while counts.save_some_changes(64, &mut |group, rows| given.push((group, rows))) {}
+    /// let mut back: KeyedState<u64> = KeyedState::new();
+    /// given.iter().for_each(|(group, rows)| back.load(*group, rows).unwrap());
+    /// assert_eq!((back.len(), back.get(&99_u64.to_le_bytes())), (100, Some(&7)), "as at the cut");
+    /// ```
+    pub fn save_some_changes(&mut self, bytes: usize, give: &mut dyn FnMut(u16, Vec<u8>)) -> bool {
+        let mut saving = self.saving.take().unwrap_or_else(|| self.cut());
+        saving.written = 0;
+        while let Some(at) = saving.slots.next() {
+            match &mut self.slots[at as usize / CHUNK][at as usize % CHUNK] {
+                Some(slot) if slot.change != Change::None && slot.odd != self.odd => saving.write(slot),
+                _ => continue,
+            }
+            if saving.written >= bytes {
+                self.saving = Some(saving);
+                return true;
+            }
+        }
+        for (group, written) in saving.groups {
+            give(group, written.finish());
+        }
+        self.spare = saving.happened;
+        self.spare.clear();
+        false
+    }
+
+    /// Makes what has changed until now due.
+    fn cut(&mut self) -> Saving<S> {
         let mut groups: BTreeMap<u16, rows::Writer> = BTreeMap::new();
         // Keys that are gone come first: one may have come again.
         for (group, key) in self.removed.drain(..) {
             groups.entry(group).or_default().remove(&key);
         }
-        let mut parts = Vec::new();
-        for at in self.changed.drain(..) {
-            let Some(slot) = &mut self.slots[at as usize / CHUNK][at as usize % CHUNK] else { continue };
-            let (key, change) = (slot.key.as_slice(), std::mem::replace(&mut slot.change, Change::None));
-            if change == Change::None {
-                continue;
-            }
-            slot.given = true;
-            let writer = groups.entry(key_group(slot.hash)).or_default();
-            if let Change::Parts(newest) = change {
-                self.happened.up_to(newest, &mut parts);
-                writer.part(key, parts.iter().copied());
-                continue;
-            }
-            let (state, room_of) = (&slot.state, &mut slot.room);
-            writer.put(key, |bytes| {
-                encode(state, bytes);
-                *room_of = room(bytes.len());
-            });
-        }
-        self.happened.clear();
-        for (group, written) in groups {
-            give(group, written.finish());
-        }
+        self.odd = !self.odd;
+        let slots = std::mem::take(&mut self.changed).into_iter();
+        let happened = std::mem::replace(&mut self.happened, std::mem::take(&mut self.spare));
+        Saving { slots, happened, groups, written: 0, encode: encode::<S>, places: Vec::new() }
     }
 
     /// Takes back rows of a key group that [`save_changes`](KeyedState::save_changes) gave; later changes over earlier ones.
@@ -183,6 +263,7 @@ impl<S: Serialize + DeserializeOwned> KeyedState<S> {
                             hash,
                             key: KeyBytes::new(key),
                             change: Change::None,
+                            odd: self.odd,
                             given: true,
                             room,
                             state,

@@ -57,6 +57,11 @@ impl Writer {
         self.bytes.extend_from_slice(key);
     }
 
+    /// Bytes written.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// True if nothing was written.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()

@@ -127,6 +127,8 @@ enum Step {
     Forget(u8),
     /// Give the changes; what they are merged with says the number.
     Save(u8),
+    /// Give a slice of so many bytes.
+    Slice(usize),
     /// Go on with what was given.
     Restart,
 }
@@ -138,6 +140,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (key(), "[a-z]{0,60}").prop_map(|(key, text)| Step::Set(key, text)),
         1 => key().prop_map(Step::Forget),
         4 => any::<u8>().prop_map(Step::Save),
+        4 => (1..60_usize).prop_map(Step::Slice),
         1 => Just(Step::Restart),
     ]
 }
@@ -151,6 +154,7 @@ proptest! {
         let mut state: KeyedState<String> = KeyedState::new();
         let mut model: BTreeMap<Vec<u8>, String> = BTreeMap::new();
         let mut saved: Vec<(u16, Vec<u8>)> = Vec::new();
+        let mut at_cut: Option<BTreeMap<Vec<u8>, String>> = None;
         for step in steps {
             match step {
                 Step::Grow(key, text) => {
@@ -167,6 +171,7 @@ proptest! {
                 }
                 Step::Save(merge) => {
                     saved.extend(given(&mut state));
+                    at_cut = None;
                     let groups: std::collections::BTreeSet<u16> = saved.iter().map(|(group, _)| *group).collect();
                     for group in groups.into_iter().filter(|_| merge % 4 > 1) {
                         let of_group: Vec<Vec<u8>> =
@@ -176,8 +181,17 @@ proptest! {
                         saved.push((group, bytes.unwrap()));
                     }
                 }
+                Step::Slice(bytes) => {
+                    at_cut.get_or_insert_with(|| model.clone());
+                    if !state.save_some_changes(bytes, &mut |group, bytes| saved.push((group, bytes))) {
+                        let mut back = KeyedState::new();
+                        load(&mut back, &saved);
+                        prop_assert_eq!(Some(whole(&back)), at_cut.take());
+                    }
+                }
                 Step::Restart => {
                     saved.extend(given(&mut state));
+                    at_cut = None;
                     state = KeyedState::new();
                     load(&mut state, &saved);
                 }

@@ -3,7 +3,7 @@
 //! An operator sees rows of one epoch at a time. Rows of the open epoch are processed at once (on arrival) or, in bounded
 //! runs, when their tick closes; rows of later epochs are held back until the open epoch is complete on all workers. So
 //! the operator's state is exactly the end of the epoch when the epoch closes, without barriers and without stopping
-//! anybody.
+//! anybody. What an epoch has changed is encoded in slices, with rows of the next one in between.
 //!
 //! ```text
 //!           rows of the open epoch ──────────────▶ process ──▶ outputs
@@ -37,6 +37,9 @@ use super::route::{Edge, Parcel, Routing, route};
 use super::shared::{Ending, Gates, Watermarks};
 use super::time::{LAST_TICK, epoch_of, time};
 use crate::cluster::Shape;
+
+/// Bytes of changed state that an operator encodes before rows have their turn again: some tenths of a millisecond.
+const SLICE_BYTES: usize = 128 << 10;
 
 /// When the rows of the open epoch are processed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,12 +171,13 @@ pub fn connect<'scope>(
                 });
             }
             let frontier = frontiers.iter().filter_map(|f| f.frontier().first().copied()).min();
+            placed.leave_changes(SLICE_BYTES);
             placed.close(frontier, &mut sessions);
             let unfinished = placed.operator.borrow_mut().poll();
-            if unfinished && !placed.polled {
+            if (unfinished && !placed.polled) || placed.leaving.is_some() {
                 activator.activate();
             }
-            unfinished
+            unfinished || placed.leaving.is_some()
         }
     });
     let rejects = ports.pop().expect("one more output than ports was made");
@@ -200,6 +204,8 @@ struct Placed {
     ending: Arc<Ending>,
     meter: NodeMeter,
     state: Option<Arc<str>>,
+    /// The epoch whose changes are being left for its checkpoint.
+    leaving: Option<u64>,
     ledger: SharedLedger,
     /// The node's number in the ledger.
     entry: usize,
@@ -220,6 +226,7 @@ impl Placed {
             meter: NodeMeter::new(&node.name, &context.meters, context.worker),
             entry: context.ledger.borrow_mut().register(),
             ledger: context.ledger.clone(),
+            leaving: None,
             state: node.state.map(|state| state.name),
             operator: node.operator,
             moved: context.moved.clone(),
@@ -269,6 +276,7 @@ impl Placed {
                 return;
             }
             let watermark = self.watermarks.at(self.open);
+            self.leave_changes(usize::MAX);
             {
                 let mut operator = self.operator.borrow_mut();
                 operator.advance(watermark, &mut self.given);
@@ -276,7 +284,8 @@ impl Placed {
                 self.meter.state(operator.state_size());
             }
             give(&mut self.given, &self.meter, sessions, |output| &self.closing[output]);
-            self.leave_changes();
+            self.leaving = Some(self.open);
+            self.leave_changes(SLICE_BYTES);
             if frontier.is_none() && self.ending.last_epoch().is_some_and(|last| self.open >= last) {
                 return self.closing.clear();
             }
@@ -287,14 +296,17 @@ impl Placed {
         }
     }
 
-    /// Leaves what the open epoch, which is closed now, has changed for its checkpoint.
-    fn leave_changes(&mut self) {
+    /// Leaves what the epoch that was closed last has changed for its checkpoint, some `bytes` of it if there is much.
+    fn leave_changes(&mut self, bytes: usize) {
+        let Some(epoch) = self.leaving else { return };
         let mut ledger = self.ledger.borrow_mut();
-        let epoch = self.open;
         if let Some(name) = &self.state {
             let mut operator = self.operator.borrow_mut();
-            operator.save_changes(&mut |key_group, bytes| ledger.state(epoch, name, key_group, bytes));
+            if operator.save_changes(bytes, &mut |key_group, bytes| ledger.state(epoch, name, key_group, bytes)) {
+                return;
+            }
         }
+        self.leaving = None;
         ledger.closed(self.entry, epoch);
     }
 

@@ -293,8 +293,10 @@ impl Operator for Publish {
         self.touched.extend(keys.into_iter().flatten().flatten().map(|key| key.as_bytes().into()));
     }
 
-    fn save_changes(&mut self, give: &mut dyn FnMut(u16, Vec<u8>)) {
+    // In one piece: what is published later must not get into it.
+    fn save_changes(&mut self, _bytes: usize, give: &mut dyn FnMut(u16, Vec<u8>)) -> bool {
         self.online.save_changes(self.group, self.touched.drain(..), &self.owned, give);
+        false
     }
 
     fn load(&mut self, key_group: u16, bytes: &[u8]) -> Result<(), StateError> {

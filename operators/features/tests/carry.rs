@@ -112,7 +112,7 @@ proptest! {
         // In epochs of some steps each, so that states are there with parts behind them.
         for start in (0..stop).step_by(epoch) {
             feed(&mut first, &steps, start..stop.min(start + epoch));
-            first.save_changes(&mut |key_group, bytes| saved.entry(key_group).or_default().absorb(&bytes).unwrap());
+            first.save_changes(usize::MAX, &mut |key_group, bytes| saved.entry(key_group).or_default().absorb(&bytes).unwrap());
         }
         let mut second = after.group(tiles);
         // As it comes back from a checkpoint.
@@ -159,7 +159,7 @@ proptest! {
         let without = Choice { lookup: !before.lookup, ..before.clone() };
         let without = without.shape(&without.group(None));
         let measures: std::collections::BTreeSet<_> = before.aggregates.iter().map(|n| (POOL[*n].0, POOL[*n].1)).collect();
-        group.save_changes(&mut |key_group, bytes| {
+        group.save_changes(usize::MAX, &mut |key_group, bytes| {
             let carry = |from: &Shape, bytes: &[u8]| before.group(None).carry(from, &shape, key_group, bytes);
             drop((carry(&tiled, &bytes), carry(&shape, &bytes[..cut % bytes.len()])));
             assert!(carry(&without, &bytes).is_err());

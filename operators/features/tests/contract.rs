@@ -220,7 +220,7 @@ fn state_of_another_definition_is_refused() {
     let mut group = compile(SUMS, &[]);
     group.process(0, batch(&[step("a", 0, 1.0)], 0), &mut Outputs::new(1));
     let mut saved = Vec::new();
-    group.save_changes(&mut |key_group, bytes| saved.push((key_group, bytes)));
+    group.save_changes(usize::MAX, &mut |key_group, bytes| saved.push((key_group, bytes)));
     let other = [
         SUMS.replace(", \"1h\"", ""),
         SUMS.replace("\"from\"", "\"tiles\": 10, \"from\""),

@@ -104,7 +104,7 @@ proptest! {
             if start >= stop && !stopped {
                 stopped = true;
                 let mut fresh = setup.group();
-                group.save_changes(&mut |key_group, bytes| fresh.load(key_group, &bytes).unwrap());
+                group.save_changes(usize::MAX, &mut |key_group, bytes| fresh.load(key_group, &bytes).unwrap());
                 *group = fresh;
             }
             watermark(group, start, out);
@@ -134,7 +134,7 @@ proptest! {
                 return;
             }
             group.close_epoch(1, out);
-            group.save_changes(&mut |key_group, bytes| {
+            group.save_changes(usize::MAX, &mut |key_group, bytes| {
                 parts += rows::read(&bytes).filter(|row| matches!(row, Ok((_, rows::Change::Part(_))))).count();
                 saved.entry(key_group).or_default().push(bytes);
             });
@@ -159,7 +159,7 @@ proptest! {
         let mut group = setup.group();
         run(&mut group, &steps, 10, |_, _, _| {});
         let mut back = setup.group();
-        group.save_changes(&mut |key_group, bytes| {
+        group.save_changes(usize::MAX, &mut |key_group, bytes| {
             back.load(key_group, &bytes).unwrap();
             let keys: Vec<&[u8]> = rows::read(&bytes).map(|row| row.unwrap().0).collect();
             for key in keys {
