@@ -289,7 +289,8 @@ impl Store {
             Err(error) if error.may_pass() => tracing::warn!(%error, "files that are not needed could not be removed"),
             result => result?,
         }
-        self.compact(progress)
+        // What crashes have left is told from what is being merged by its name in a checkpoint: it must be gone first.
+        if self.swept { self.compact(progress) } else { Ok(()) }
     }
 
     /// Without a manifest the blocks are nothing, and the next try brings them again. If the manifest may be there after all,

@@ -8,6 +8,7 @@ use std::time::UNIX_EPOCH;
 
 use super::{Created, Found, Output, Storage};
 use crate::checkpoint::error::{CheckpointError, tried};
+use crate::checkpoint::start::new_id;
 use crate::failpoint::{self, Point, Trouble};
 
 /// Bytes of a long file that are synced at once, so that the sync of an epoch need not wait for all of it.
@@ -74,21 +75,15 @@ impl Storage for Folder {
     fn create(&self, key: &str, bytes: &[u8]) -> Result<Created, CheckpointError> {
         let path = self.root.join(key);
         make_parent(&path)?;
-        let draft = path.with_extension("tmp");
-        let mut file = tried(File::create(&draft), "make", &draft)?;
-        tried(write_all(&mut file, bytes).and_then(|()| file.sync_all()), "write", &draft)?;
-        failpoint::reached(Point::ManifestDrafted);
-        // A link, unlike a rename, never replaces: two writers can't both believe that theirs is the file.
-        match fs::hard_link(&draft, &path) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                tried(fs::remove_file(&draft), "remove", &draft)?;
-                return Ok(Created::Taken(self.read(key)?.unwrap_or_default()));
-            }
-            result => tried(result, "publish", &path)?,
+        // A name of its own: a draft that a crash has left may be the very file that was published.
+        let draft = path.with_extension(format!("{}.tmp", new_id()));
+        let created = publish(&draft, &path, bytes);
+        // One that stays is swept with what crashes leave.
+        _ = fs::remove_file(&draft);
+        match created? {
+            true => Ok(sync_parent(&path).map_or_else(Created::Unknown, |()| Created::New)),
+            false => Ok(Created::Taken(self.read(key)?.unwrap_or_default())),
         }
-        failpoint::reached(Point::ManifestPublished);
-        let synced = sync_parent(&path).and_then(|()| tried(fs::remove_file(&draft), "remove", &draft));
-        Ok(synced.map_or_else(Created::Unknown, |()| Created::New))
     }
 
     fn begin(&self, key: &str) -> Result<Box<dyn Output>, CheckpointError> {
@@ -108,6 +103,20 @@ impl Storage for Folder {
         }
         Ok(())
     }
+}
+
+/// Writes a file and gives it its name, unless there is one of that name: false then.
+fn publish(draft: &Path, path: &Path, bytes: &[u8]) -> Result<bool, CheckpointError> {
+    let mut file = tried(File::create_new(draft), "make", draft)?;
+    tried(write_all(&mut file, bytes).and_then(|()| file.sync_all()), "write", draft)?;
+    failpoint::reached(Point::ManifestDrafted);
+    // A link, unlike a rename, never replaces: two writers can't both believe that theirs is the file.
+    match fs::hard_link(draft, path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(false),
+        result => tried(result, "publish", path)?,
+    }
+    failpoint::reached(Point::ManifestPublished);
+    Ok(true)
 }
 
 /// A file that is appended to.

@@ -41,6 +41,8 @@ pub struct Faults(Arc<Mutex<VecDeque<Fault>>>);
 thread_local! {
     /// Whether the next answer that this thread asks for does not come.
     static AWAY: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    /// Whether lists that this thread asks for do not come.
+    static NO_LISTS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
 impl Faults {
@@ -122,6 +124,9 @@ impl ObjectStore for Faulty {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        if NO_LISTS.get() {
+            return Box::pin(futures_util::stream::once(async { Err(failed()) }));
+        }
         self.inner.list(prefix)
     }
 
@@ -220,4 +225,30 @@ fn a_large_segment_goes_in_parts() {
         outbox[&("kafka \"quoted\"".to_string(), 1)].iter().flat_map(|(_, bytes)| bytes.clone()).collect::<Vec<_>>(),
         bytes
     );
+}
+
+/// What is being merged has no manifest that names it, and so looks like something that a crash has left.
+#[test]
+fn nothing_is_merged_before_what_crashes_have_left_is_gone() {
+    let place = memory(Faults::default());
+    let mut former = store(&place);
+    let segments = former.limits.files as u64 + 4;
+    for epoch in 8..8 + segments {
+        former.publish(&progress(epoch), &blocks(epoch)).unwrap();
+    }
+    drop(former);
+    let mut store = store(&place);
+    NO_LISTS.set(true);
+    for epoch in [40, 41] {
+        store.publish_and_tidy(&progress(epoch), &blocks(epoch)).unwrap();
+        assert!(store.compaction.is_none(), "it may be swept");
+    }
+    NO_LISTS.set(false);
+    store.publish_and_tidy(&progress(42), &blocks(42)).unwrap();
+    assert!(store.compaction.is_some());
+    for epoch in 43..60 {
+        store.publish_and_tidy(&progress(epoch), &blocks(epoch)).unwrap();
+    }
+    let loaded = store.load().unwrap().unwrap();
+    assert_eq!(loaded.progress, progress(59), "every segment that it names is there");
 }
