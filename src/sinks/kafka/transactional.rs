@@ -36,6 +36,12 @@ use crate::sinks::{Open, Records, SinkError, SinkWriter};
 
 /// How long a start waits for the brokers to end what an earlier run left open.
 const FENCE_WAIT: Duration = Duration::from_secs(60);
+/// How long a producer waits for its transactional id before another is made: so long at first, twice as long then, and so on.
+const FENCE_PATIENCE: Duration = Duration::from_millis(50);
+/// How many are made. The one after them waits.
+const FENCE_TRIES: u32 = 4;
+/// How long brokers may take to answer a producer that has had an answer.
+const ANSWER_WAIT: Duration = Duration::from_secs(1);
 /// How long a writer without records leaves its marker alone. Brokers forget one after `offsets.retention.minutes`, seven
 /// days by default and one day in old clusters.
 const MARKER_AGE_MAX: Duration = Duration::from_secs(6 * 3600);
@@ -100,9 +106,7 @@ impl Transactional {
             if failpoint::has(Flaw::NoOrder) && letter == "a" {
                 sink.linger = Millis(150);
             }
-            let mut topic = sink.topic(&open, Some(&id))?;
-            topic.discards = true;
-            fence(&topic, &id)?;
+            let topic = fenced(&id, || sink.topic(&open, Some(&id)))?;
             Ok(Arc::new(Side { topic, busy: AtomicBool::new(false) }))
         };
         let early = failpoint::has(Flaw::MarkerBeforeFence).then(|| Marker::find(sink, &open)).transpose()?;
@@ -363,10 +367,33 @@ fn commit(topic: &Topic) -> Result<(), SinkError> {
     Ok(())
 }
 
-/// Takes the transactional id: whoever had it before can't commit any more, and what it left open is ended.
-fn fence(topic: &Topic, id: &str) -> Result<(), SinkError> {
+/// A producer that has taken the transactional id: whoever had it before can't commit any more, and what it left open is ended.
+///
+/// Brokers that are asked for an id with an open transaction begin to end it, which takes them some milliseconds, and want to be asked
+/// again. librdkafka does so after half a second, most of the time that a start takes; another producer does so at once.
+fn fenced(id: &str, make: impl Fn() -> Result<Topic, SinkError>) -> Result<Topic, SinkError> {
     let doing = format!("take the transactional id `{id}`");
-    again(topic, &doing, Some(Instant::now() + FENCE_WAIT), || topic.producer.init_transactions(CALL_WAIT))
+    let mut tries = 0;
+    loop {
+        let began = Instant::now();
+        let mut topic = make()?;
+        topic.discards = true;
+        // librdkafka closes the connection by which it had its first answer. While there is none, it asks nobody for the coordinator
+        // of transactions, and looks again after half a second; a second question waits for the next connection.
+        let answer = topic.producer.client().fetch_metadata(Some(&topic.topic), ANSWER_WAIT);
+        tries += 1;
+        if answer.is_err() || tries > FENCE_TRIES {
+            let deadline = Instant::now() + FENCE_WAIT;
+            again(&topic, &doing, Some(deadline), || topic.producer.init_transactions(CALL_WAIT))?;
+            return Ok(topic);
+        }
+        // Brokers that are far away take as long as for other answers.
+        match topic.producer.init_transactions(tries * FENCE_PATIENCE + began.elapsed()) {
+            Ok(()) => return Ok(topic),
+            Err(KafkaError::Transaction(told)) if told.is_retriable() && !told.is_fatal() => {}
+            Err(error) => return Err(said(&topic, &doing, &error)),
+        }
+    }
 }
 
 /// Writes decided records again that the marker does not know of. With or without records it commits a marker, so that one
