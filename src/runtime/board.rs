@@ -9,8 +9,8 @@ use super::failure::Failures;
 use super::lanes::NO_LANE;
 use super::meter::Meters;
 use super::seeds;
-use super::shared::{Durable, Ending, Gates, Taken, Watermarks};
-use crate::checkpoint::Checkpoint;
+use super::shared::{Durable, Ending, Gates, Taken, Unopened, Watermarks};
+use crate::checkpoint::{Checkpoint, effect_name};
 use crate::cluster::Shape;
 use crate::online::{OnlineGroup, OnlineStore};
 use crate::plan::{Plan, SourcePlan};
@@ -70,12 +70,18 @@ impl Board {
             (None, false) => (Watermarks::following(inputs), Ending::following(inputs, epoch)),
         };
         let elsewhere = |worker: usize| !shape.is_coordinator() && !shape.local().contains(&worker);
-        let writers = seeds::writers(plan).into_iter();
-        let writers = writers.flat_map(|writers| {
-            (0..writers.count).map(move |worker| (writers.commits_after_decision, elsewhere(worker)))
+        let committed = &checkpoint.progress.committed;
+        let writers = seeds::writers(plan).into_iter().zip(&plan.sinks).flat_map(|(writers, sink)| {
+            (0..writers.count).map(move |worker| {
+                let known = committed.get(&effect_name(&sink.path(), worker as u16)).copied();
+                let commits_after_decision = writers.commits_after_decision;
+                // One that is new has nothing to catch up with.
+                let epoch = known.filter(|_| commits_after_decision).unwrap_or(epoch);
+                Unopened { epoch, elsewhere: elsewhere(worker), commits_after_decision }
+            })
         });
         let gates = Gates::new(plan.engine.epoch.0);
-        for lane in [&gates.slow_epoch, &gates.durable_epoch] {
+        for lane in [&gates.slow_epoch, &gates.durable_epoch, &gates.decided_epoch] {
             lane.store(NO_LANE, std::sync::atomic::Ordering::Relaxed);
         }
         Ok(Board {
@@ -83,7 +89,7 @@ impl Board {
             meters: Arc::default(),
             gates: Arc::new(gates),
             watermarks: Arc::new(watermarks),
-            durable: Arc::new(Durable::new(writers, epoch)),
+            durable: Arc::new(Durable::new(writers)),
             partitions: Arc::default(),
             failures: Failures::default(),
             online: Arc::new(online(plan)?),

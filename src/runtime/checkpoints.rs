@@ -243,7 +243,7 @@ impl Gathering {
         self.note(epoch);
         // An idle job leaves the disk alone: nothing can be lost of an epoch in which nothing was.
         if self.blocks.is_empty() && !self.changed {
-            self.start.board.decided.decide(epoch);
+            self.decide(epoch);
             return true;
         }
         failpoint::reached(Point::CheckpointGathered);
@@ -260,7 +260,8 @@ impl Gathering {
                 CHECKPOINT_LAST.of([]).set(super::clock::now_micros() as f64 / 1e6);
                 self.blocks.clear();
                 (self.refused_since, self.changed) = (None, false);
-                self.start.board.decided.decide(epoch);
+                self.start.board.gates.refused.store(false, Ordering::Relaxed);
+                self.decide(epoch);
                 self.tell_sources();
                 let tidied = self.start.store.tidy(&self.progress);
                 tidied.map_or_else(|error| self.refused(error), |()| true)
@@ -272,12 +273,21 @@ impl Gathering {
         }
     }
 
+    /// Everything up to `epoch` is decided.
+    fn decide(&self, epoch: u64) {
+        self.start.board.decided.decide(epoch);
+        if self.start.clock.is_some() {
+            self.start.board.gates.decided_epoch.store(epoch, Ordering::Relaxed);
+        }
+    }
+
     /// A disk that is full may have room again in a moment, and a store that is away come back; everything else ends the job.
     fn refused(&mut self, error: CheckpointError) -> bool {
         CHECKPOINTS.of(["failed"]).increment(1);
         let since = *self.refused_since.get_or_insert_with(Instant::now);
         if error.may_pass() && since.elapsed() < self.start.plan.engine.state_timeout.duration() {
             tracing::error!(%error, "the checkpoint is tried again; sources are held meanwhile");
+            self.start.board.gates.refused.store(true, Ordering::Relaxed);
             self.due = Instant::now() + RETRY;
             return true;
         }

@@ -38,8 +38,9 @@ use super::shared::{Ending, Gates, Watermarks};
 use super::time::{LAST_TICK, epoch_of, time};
 use crate::cluster::Shape;
 
-/// Bytes of changed state that an operator encodes before rows have their turn again: some tenths of a millisecond.
-const SLICE_BYTES: usize = 128 << 10;
+/// Bytes of changed state that an operator encodes before rows have their turn again: some tenths of a millisecond. In debug
+/// builds so few that all tests come by here.
+const SLICE_BYTES: usize = if cfg!(debug_assertions) { 1 << 10 } else { 128 << 10 };
 
 /// When the rows of the open epoch are processed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -143,9 +143,12 @@ impl Opening<'_> {
     pub fn output(&self, index: usize, worker: usize) -> anyhow::Result<Output> {
         let (sink, board) = (&self.plan.sinks[index], self.board);
         let writer = self.writer(sink, worker)?;
+        let slot = writers(self.plan)[index].first_slot + worker;
+        // By now it has committed what was decided.
+        board.durable.set(slot, self.from.progress.epoch, Vec::new());
         let context = OutputContext {
             durable: board.durable.clone(),
-            slot: writers(self.plan)[index].first_slot + worker,
+            slot,
             commits_after_decision: sink.kind.commits_after_decision(),
             first_epoch: self.first_epoch,
             gates: board.gates.clone(),

@@ -129,6 +129,10 @@ pub struct Gates {
     pub offline_backlog_bytes: AtomicU64,
     /// The newest epoch that all sinks have made durable.
     pub durable_epoch: AtomicU64,
+    /// The newest epoch that is decided, in a live run: those of a bounded one are decided many at a time.
+    pub decided_epoch: AtomicU64,
+    /// Whether the storage refuses checkpoints for now.
+    pub refused: AtomicBool,
     /// Epochs that a lane or the sinks may be behind.
     epochs_behind_max: AtomicU64,
     /// Whether the process has more memory than it should.
@@ -169,7 +173,7 @@ impl Gates {
     }
 
     /// The gates by name, and whether each holds a source in `epoch`.
-    pub fn each(&self, epoch: u64) -> [(&'static str, bool); 7] {
+    pub fn each(&self, epoch: u64) -> [(&'static str, bool); 8] {
         let behind_max = self.epochs_behind_max.load(Ordering::Relaxed);
         let behind = |newest: &AtomicU64| newest.load(Ordering::Relaxed) + behind_max < epoch;
         [
@@ -177,7 +181,8 @@ impl Gates {
             ("exchange", self.rows_between_workers() > ROWS_IN_FLIGHT_MAX),
             ("process", self.held_elsewhere.load(Ordering::Relaxed)),
             ("slow_lane", behind(&self.slow_epoch)),
-            ("epoch", behind(&self.durable_epoch)),
+            ("epoch", behind(&self.durable_epoch) || behind(&self.decided_epoch)),
+            ("checkpoint", self.refused.load(Ordering::Relaxed)),
             ("offline", self.offline_backlog_bytes.load(Ordering::Relaxed) > OFFLINE_BACKLOG_BYTES_MAX),
             ("memory", self.memory_shut.load(Ordering::Relaxed)),
         ]
@@ -202,11 +207,21 @@ struct WriterStanding {
     positions: Mutex<BTreeMap<u64, u64>>,
 }
 
+/// How a writer (of a sink on a worker) stands before it is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Unopened {
+    /// The newest epoch that is known to be durable. What was decided after it may be in the checkpoint only.
+    pub epoch: u64,
+    /// Whether it is in another process, and nobody tells this one about it.
+    pub elsewhere: bool,
+    /// Whether it commits an epoch after the decision, and does not make it durable before.
+    pub commits_after_decision: bool,
+}
+
 impl Durable {
-    /// For writers (sinks x workers), each with whether it commits after the decision of an epoch or makes durable before it,
-    /// and whether it is elsewhere; all are durable up to `epoch`.
-    pub fn new(writers: impl IntoIterator<Item = (bool, bool)>, epoch: u64) -> Self {
-        let standing = |(commits_after_decision, elsewhere)| WriterStanding {
+    /// For writers (sinks x workers) that are yet to be opened.
+    pub fn new(writers: impl IntoIterator<Item = Unopened>) -> Self {
+        let standing = |Unopened { epoch, elsewhere, commits_after_decision }| WriterStanding {
             epoch: AtomicU64::new(epoch),
             elsewhere,
             commits_after_decision,

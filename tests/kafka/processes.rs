@@ -52,15 +52,58 @@ fn exists(pid: u64) -> bool {
     !state.is_empty() && !state.contains(") Z ")
 }
 
+/// Who writes a job's input, and who reads its outputs.
+struct World {
+    service: Service,
+    writer: Writer,
+    vectors: Reader,
+    rejects: Reader,
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let service = service();
+        World {
+            writer: Writer::start(service.brokers.clone(), service.topic("events"), seed),
+            vectors: Reader::start(&service.brokers, &service.topic("vectors"), 2),
+            rejects: Reader::start(&service.brokers, &service.topic("rejects"), 1),
+            service,
+        }
+    }
+
+    /// Waits until all has come that will come, stops the job, and holds its outputs against what had to come out. Gives the number of
+    /// events.
+    fn finish(self, mut running: Running) -> usize {
+        let World { service, writer, vectors, rejects } = self;
+        // One that was stopped before it reads has not started.
+        until(&mut running, "it reads", |log| reading(log) > 0);
+        let oracle = writer.finish();
+        let all = oracle.expected.len() + oracle.poison.len();
+        let deadline = Instant::now() + LONG;
+        while vectors.len() + rejects.len() < all && Instant::now() < deadline && running.runs() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        running.terminate();
+        let said = running.end();
+        assert!(said.status.success(), "{}", said.err);
+        let summary: Value = serde_json::from_str(&said.out).unwrap();
+        assert_eq!(summary["ended"], "stopped", "{summary}");
+        let (vectors, rejects) = (vectors.finish(), rejects.finish());
+        oracle.check_vectors(vectors.iter().map(Vec::as_slice)).unwrap();
+        let lines = std::fs::read(service.folder().join("vectors.jsonl")).unwrap();
+        oracle.check_vectors(lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())).unwrap();
+        oracle.check_table(&service.folder().join("lake")).unwrap();
+        oracle.check_rejects(rejects.iter().map(Vec::as_slice)).unwrap();
+        vectors.len()
+    }
+}
+
 #[test]
 fn whichever_process_is_killed_nothing_is_lost_and_nothing_repeated() {
     let kills = variable("KILLS").unwrap_or(5).div_ceil(2);
     let seed = seed();
     let mut random = Random(seed);
-    let service = service();
-    let writer = Writer::start(service.brokers.clone(), service.topic("events"), seed);
-    let vectors = Reader::start(&service.brokers, &service.topic("vectors"), 2);
-    let rejects = Reader::start(&service.brokers, &service.topic("rejects"), 1);
+    let world = World::new(seed);
     let mut deaths: BTreeMap<String, u64> = BTreeMap::new();
     let mut generations = 0;
     let mut killed = 0;
@@ -68,7 +111,7 @@ fn whichever_process_is_killed_nothing_is_lost_and_nothing_repeated() {
         // Another supervisor, of another number of processes and workers.
         let (processes, workers) = (1 + random.below(3), 1 + random.below(2));
         let (p, w) = (processes.to_string(), workers.to_string());
-        let mut running = service.run(&["--processes", &p, "--workers", &w, "--http", "off"]);
+        let mut running = world.service.run(&["--processes", &p, "--workers", &w, "--http", "off"]);
         for _ in 0..1 + random.below(3) {
             let starts = started(&running.err()).len();
             until(&mut running, "they were all started", |log| {
@@ -107,27 +150,48 @@ fn whichever_process_is_killed_nothing_is_lost_and_nothing_repeated() {
             running.end();
         }
     }
-    let mut running = service.run(&["--processes", "2", "--workers", "2", "--http", "off"]);
+    let mut running = world.service.run(&["--processes", "2", "--workers", "2", "--http", "off"]);
     generations += 1;
     until(&mut running, "both read", |log| reading(log) >= 2);
-    let oracle = writer.finish();
-    let all = oracle.expected.len() + oracle.poison.len();
-    let deadline = Instant::now() + LONG;
-    while vectors.len() + rejects.len() < all && Instant::now() < deadline && running.runs() {
-        std::thread::sleep(Duration::from_millis(50));
+    let events = world.finish(running);
+    println!("{killed} kills ({deaths:?}), {generations} generations, {events} events: 0 lost, 0 repeated");
+}
+
+/// A process of a job at hosts, with failpoints.
+fn process(service: &Service, number: usize, failpoints: &str) -> Running {
+    let mut command = service.command();
+    command.env("MILLSTREAM_FAILPOINTS", failpoints).arg("run").arg(service.topology()).arg("--json");
+    Running::start(command.args(["--process", &number.to_string(), "--http", "off"]))
+}
+
+/// Records that are decided and not committed are the business of the writer's process. Until it has done it, no checkpoint may say that
+/// it is done: also not the one that a start with more workers publishes at once.
+#[test]
+fn a_member_that_dies_before_it_has_caught_up_loses_nothing() {
+    const SECRET: &str = "a-secret-of-the-test";
+    let world = World::new(seed());
+    let service = &world.service;
+    let (file, hosts) = (std::fs::read(service.topology()).unwrap(), hosts(3));
+    at_hosts(service, &hosts[..2], SECRET);
+    // An epoch is decided, and nobody has been told.
+    let dying = [process(service, 0, "manifest-published=kill@12"), process(service, 1, "")];
+    for said in dying.map(Running::end) {
+        assert!(!said.status.success() && said.err.contains("\"reading\""), "{}", said.err);
     }
-    running.terminate();
-    let said = running.end();
-    assert!(said.status.success(), "{}", said.err);
-    let summary: Value = serde_json::from_str(&said.out).unwrap();
-    assert_eq!(summary["ended"], "stopped", "{summary}");
-    let (vectors, rejects) = (vectors.finish(), rejects.finish());
-    oracle.check_vectors(vectors.iter().map(Vec::as_slice)).unwrap();
-    let lines = std::fs::read(service.folder().join("vectors.jsonl")).unwrap();
-    oracle.check_vectors(lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())).unwrap();
-    oracle.check_table(&service.folder().join("lake")).unwrap();
-    oracle.check_rejects(rejects.iter().map(Vec::as_slice)).unwrap();
-    println!("{killed} kills ({deaths:?}), {generations} generations, {} events: 0 lost, 0 repeated", vectors.len());
+    std::fs::write(service.topology(), file).unwrap();
+    at_hosts(service, &hosts, SECRET);
+    // The first takes up its own records, the second dies before it has.
+    let late = "writers-fenced=sleep:4000,marker-found=kill@1";
+    let dying = [process(service, 0, ""), process(service, 1, late), process(service, 2, "")];
+    for said in dying.map(Running::end) {
+        assert!(!said.status.success() && !said.err.contains("\"reading\""), "{}", said.err);
+    }
+    let [first, second, third] = [0, 1, 2].map(|number| process(service, number, ""));
+    let events = world.finish(first);
+    assert!(events > 0);
+    for member in [second, third] {
+        assert!(member.end().status.success());
+    }
 }
 
 #[test]
@@ -153,10 +217,15 @@ fn event(id: usize) -> String {
     format!("{{\"id\":{id},\"at\":{},\"card\":{card},\"amount\":1}}", 1_700_000_000_000_i64 + id as i64)
 }
 
-/// The topology with two hosts, which are this one.
+/// Addresses of so many hosts, which are this one.
+fn hosts(count: usize) -> Vec<String> {
+    let ports: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    ports.iter().map(|port| port.local_addr().unwrap().to_string()).collect()
+}
+
+/// The topology with two hosts.
 fn with_hosts(service: &Service, secret: &str) {
-    let ports: Vec<TcpListener> = (0..2).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    at_hosts(service, &ports.iter().map(|port| port.local_addr().unwrap().to_string()).collect::<Vec<_>>(), secret);
+    at_hosts(service, &hosts(2), secret);
 }
 
 /// The topology with hosts that listen at these addresses.

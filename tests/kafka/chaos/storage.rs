@@ -88,6 +88,31 @@ fn a_disk_that_stays_full_ends_the_job_and_a_start_with_room_goes_on() {
     job.chaos.finish(3).unwrap();
 }
 
+/// What is read while nothing can be decided would be written again: sources wait, whatever the sinks.
+#[test]
+fn a_full_disk_holds_a_job_without_transactions_as_well() {
+    let service = Service::new(brokers(), "lines").create([("events", 1)]);
+    let full = service.folder().join("full");
+    let mut command = service.command();
+    command.env("MILLSTREAM_FAILPOINTS", format!("disk-full={}", full.display()));
+    let mut running = Running::start(command.arg("run").arg(service.topology()).args(["--http", "off"]));
+    let lines = || std::fs::read_to_string(service.folder().join("lines.jsonl")).map_or(0, |text| text.lines().count());
+    let send = |ids: std::ops::RangeInclusive<u32>| service.send("events", 1, ids.map(|id| format!("{{\"id\":{id}}}")));
+    send(1..=100);
+    until(&mut running, |_| lines() == 100);
+    std::fs::write(&full, "").unwrap();
+    send(101..=101);
+    until_refused(&mut running);
+    send(102..=5_000);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(lines(), 101, "{}", running.err());
+    std::fs::remove_file(&full).unwrap();
+    until(&mut running, |_| lines() == 5_000);
+    running.terminate();
+    let said = running.end();
+    assert!(said.status.success() && lines() == 5_000, "{} lines: {}", lines(), said.err);
+}
+
 /// A job whose state lies in a store behind a proxy.
 fn behind(proxy: &Proxy, state_timeout: &str) -> Chaos {
     let store = std::env::var(ENDPOINT).unwrap_or_default();
