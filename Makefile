@@ -21,7 +21,7 @@ test: ## install what the tests need, start it, run every test
 	@deploy/test.sh
 
 chaos: ## kill a job on a real broker again and again: KILLS=300 SEED=...
-	@KILLS=$${KILLS:-300} deploy/test.sh --test tests -- chaos processes --nocapture
+	@KILLS=$${KILLS:-300} deploy/test.sh --test tests -- chaos processes bucket hosts --nocapture
 
 bench: ## measure against the bare loop and the copy loop, on a local broker
 	@benches/run.sh

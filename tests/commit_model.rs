@@ -39,6 +39,8 @@ enum Wrong {
     StartsWithoutMarker,
     /// The same, but the first epoch brings one, with or without records.
     FirstEpochBringsMarker,
+    /// The checkpoint that a start publishes takes all writers for committed, also those that have not got that far.
+    AdoptsForOthers,
 }
 
 /// A transaction: its newest epoch and its records.
@@ -81,6 +83,8 @@ struct Starting {
     /// The marker as it was read.
     read: [Option<Option<u8>>; WRITERS],
     redone: [bool; WRITERS],
+    /// Whether it has published the checkpoint once more, with what is new to it.
+    adopted: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -120,6 +124,7 @@ enum Action {
     Fence(usize),
     ReadMarker(usize),
     Redo(usize),
+    Adopt,
     Run,
     Take(usize),
     Close(usize),
@@ -169,6 +174,9 @@ impl Protocol {
         if writers.into_iter().all(|writer| starting.redone[writer]) {
             actions.push(Action::Run);
         }
+        if !starting.adopted {
+            actions.push(Action::Adopt);
+        }
     }
 
     fn running_actions(&self, state: &State, run: &Run, actions: &mut Vec<Action>) {
@@ -207,6 +215,14 @@ impl Protocol {
             self.commit(state, writer, &Transaction { through: state.manifest.epoch, records });
         }
         Some(())
+    }
+
+    /// The checkpoint once more: of writers that have got that far it says so, and their outputs are forgotten.
+    fn adopt(&self, manifest: &mut Manifest, starting: &Starting) {
+        for writer in (0..WRITERS).filter(|writer| starting.redone[*writer] || self.0 == Wrong::AdoptsForOthers) {
+            manifest.committed[writer] = manifest.epoch;
+            manifest.outbox[writer].clear();
+        }
     }
 
     fn close(&self, state: &State, run: &mut Run, worker: usize) {
@@ -284,6 +300,7 @@ impl Model for Protocol {
                 fenced: [false; WRITERS],
                 read: [None; WRITERS],
                 redone: [false; WRITERS],
+                adopted: false,
             }),
             (Job::Starting(mut starting), Action::Fence(writer)) => {
                 starting.fenced[writer] = true;
@@ -300,6 +317,11 @@ impl Model for Protocol {
                     Some(()) => Job::Starting(starting),
                     None => Job::Refused,
                 }
+            }
+            (Job::Starting(mut starting), Action::Adopt) => {
+                starting.adopted = true;
+                self.adopt(&mut state.manifest, &starting);
+                Job::Starting(starting)
             }
             (Job::Starting(starting), Action::Run) => Job::Running(Run {
                 workers: starting.workers,
@@ -403,6 +425,7 @@ fn its_wrong_relatives_are_broken() {
         LeavesFormerWriters,
         StartsWithoutMarker,
         FirstEpochBringsMarker,
+        AdoptsForOthers,
     ] {
         let (states, violated) = check(wrong);
         println!("{wrong:?}: {states} states, {violated:?}");

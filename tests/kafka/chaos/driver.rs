@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use millstream::failpoint::{Flaw, Point};
 
-use super::super::service::Service;
+use super::super::service::{Service, address};
 use super::super::*;
 use super::PARTITIONS;
 use super::oracle::Oracle;
@@ -110,7 +110,7 @@ impl Chaos {
         let mut command = self.service.command();
         command.env("MILLSTREAM_FAILPOINTS", format!("{flaw},{failpoints}"));
         command.arg("run").arg(self.service.topology());
-        Running::start(command.args(["--workers", &workers.to_string(), "--http", "off"]))
+        Running::start(command.args(["--workers", &workers.to_string(), "--http", "127.0.0.1:0"]))
     }
 
     /// Waits for a checkpoint that is newer than of epoch `before`, or the job's end.
@@ -197,7 +197,8 @@ impl Chaos {
 
     /// The same with a job that runs.
     pub fn finish_with(self, mut running: Running) -> Result<Service, String> {
-        let silence = if self.flaw.is_some() { SILENCE_OF_THE_WRONG } else { SILENCE };
+        let is_wrong = self.is_wrong();
+        let silence = if is_wrong { SILENCE_OF_THE_WRONG } else { SILENCE };
         let Chaos { writer, vectors, rejects, service, runs, deaths, .. } = self;
         let oracle = writer.finish();
         let all = oracle.expected.len() + oracle.poison.len();
@@ -215,6 +216,10 @@ impl Chaos {
             return Err(format!("the last run has ended: {}", running.err()));
         }
         assert!(running.err().contains("\"reading\""), "it does not begin: {}", running.err());
+        let served = match is_wrong {
+            true => Ok(()),
+            false => oracle.check_served(&address(&mut running)).map_err(|wrong| format!("served features: {wrong}")),
+        };
         running.terminate();
         let said = running.end();
         if !said.status.success() {
@@ -222,6 +227,7 @@ impl Chaos {
         }
         let (vectors, rejects) = (vectors.finish(), rejects.finish());
         check(&oracle, &service, &vectors, &rejects)?;
+        served?;
         println!(
             "{} deaths ({}), {} generations, {} events, {} dead letters: 0 lost, 0 repeated",
             runs - 1,

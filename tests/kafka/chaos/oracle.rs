@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::super::service::get;
 use super::PARTITIONS;
 use crate::program::python;
 use crate::random::Random;
@@ -79,6 +80,20 @@ impl Oracle {
         } else {
             Err(format!("{count} dead letters, or other ones, instead of {all}"))
         }
+    }
+
+    /// Whether what is served of every card is what its last event has made of it.
+    pub fn check_served(&self, address: &str) -> Result<(), String> {
+        for (card, (count, sum)) in &self.cards {
+            let body = get(address, &format!("/v1/features/card/{card}"));
+            let served: Value = serde_json::from_str(&body).map_err(|error| format!("{body}: {error}"))?;
+            let features = &served["features"];
+            let found = (features["count_30d"].as_u64(), features["amount_sum_30d"].as_f64());
+            if found != (Some(*count), Some(*sum as f64)) {
+                return Err(format!("card {card} has not count {count} and sum {sum}: {body}"));
+            }
+        }
+        Ok(())
     }
 
     /// Whether the offline store has the right rows, through its own reader in another language.
