@@ -6,6 +6,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use millstream_operators::drift::{DetectorError, DetectorKind};
 use millstream_operators::error::ConfigError;
 use millstream_operators::expressions::Expression;
+use millstream_operators::units::Millis;
 use millstream_operators::{drift, reject};
 
 use super::names::Wanted;
@@ -15,6 +16,7 @@ use super::{DetectorPlan, From, OfflinePlan, OutcomePlan, SinkPlan};
 use crate::offline::{self, OfflineError};
 use crate::provenance::Provenance;
 use crate::sinks::SinkKind;
+use crate::sinks::kafka::Delivery;
 use crate::topology::{Outcomes, Sink};
 
 impl<'t> Planner<'t> {
@@ -179,6 +181,9 @@ impl<'t> Planner<'t> {
     fn sink(&mut self, name: &'t str, sink: &'t Sink) -> Option<()> {
         let at = format!("sinks.{name}");
         self.refuse(connection(&sink.to, &at));
+        if !self.topology.is_bounded() {
+            self.refuse(transaction(&sink.to, self.topology.engine.epoch, &at));
+        }
         let (from, schema, model) = match sink.from.as_str() {
             "rejects" => (From::Rejects, reject::schema(), false),
             "drift" => (From::Drift, drift::signal_schema(), false),
@@ -284,6 +289,21 @@ impl<'t> Planner<'t> {
 /// A column's name as it stands in an expression, whatever its characters.
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// An epoch that does not end within a transaction: brokers would end each one before it is committed, at every start.
+fn transaction(kind: &SinkKind, epoch: Millis, at: &str) -> Option<ConfigError> {
+    let SinkKind::Kafka(kafka) = kind else { return None };
+    // Beside the epoch there is its end: the checkpoint and the commit.
+    let needed = Millis(epoch.0.saturating_add(epoch.0 / 2));
+    let timeout = kafka.transaction_timeout;
+    if kafka.delivery != Delivery::ExactlyOnce || timeout >= needed {
+        return None;
+    }
+    let message = format!("a transaction ends after {timeout}, and an epoch of {epoch} with its commit needs {needed}");
+    let hint = "make `engine.epoch` shorter, or `transaction_timeout` longer (brokers allow \
+                `transaction.max.timeout.ms`, by default 15m)";
+    Some(ConfigError::new(format!("{at}.to.kafka.transaction_timeout"), message).with_hint(Some(hint.into())))
 }
 
 /// What is wrong with a sink's connection without asking the world.

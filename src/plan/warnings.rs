@@ -55,16 +55,17 @@ pub(super) fn warn(planner: &mut Planner) {
         let hint = "add a sink with `from: drift`; the metrics show drift in any case";
         warn("drift".to_string(), "no sink takes the drift signals".to_string(), hint);
     }
-    let state_timeout = topology.engine.state_timeout;
+    let (epoch, state_timeout) = (topology.engine.epoch, topology.engine.state_timeout);
     for (name, sink) in &topology.sinks {
         let SinkKind::Kafka(kafka) = &sink.to else { continue };
         let timeout = kafka.transaction_timeout;
-        if kafka.delivery == Delivery::ExactlyOnce && timeout <= state_timeout {
+        if kafka.delivery == Delivery::ExactlyOnce && timeout.0 <= epoch.0.saturating_add(state_timeout.0) {
             let message = format!(
-                "transactions end after {timeout}, and the job with them, but a full disk would be waited for {state_timeout}"
+                "transactions end after {timeout}, and the job with them, but an epoch of {epoch} would wait for a full disk \
+                 for {state_timeout}"
             );
             let path = format!("sinks.{name}.to.kafka.transaction_timeout");
-            warn(path, message, "make it longer than `engine.state_timeout`");
+            warn(path, message, "make it longer than `engine.epoch` and `engine.state_timeout` together");
         }
     }
     planner.warnings.extend(found);
