@@ -7,7 +7,8 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -155,7 +156,20 @@ pub fn producer(brokers: &str, name: &str, options: &Options) -> Result<ClientCo
         .set("message.timeout.ms", "0")
         .set("queue.buffering.max.messages", "100000")
         .set("queue.buffering.max.kbytes", "65536");
-    add(config, options, Side::Producer)
+    let mut config = add(config, options, Side::Producer)?;
+    if !options.0.contains_key("message.max.bytes") {
+        // How large a record may be is the topic's to say; librdkafka's default is less than what a topic takes by default. What
+        // the queue can't hold must be refused: it would be waited for without end.
+        let queue_kbytes = number(&config, "queue.buffering.max.kbytes").unwrap_or_default();
+        let bytes = queue_kbytes.saturating_mul(1024).clamp(1_000, 1_000_000_000);
+        config.set("message.max.bytes", bytes.to_string());
+    }
+    Ok(config)
+}
+
+/// A setting that is a number; `None` if it is not there or none.
+pub(crate) fn number(config: &ClientConfig, name: &str) -> Option<usize> {
+    config.get(name)?.parse().ok()
 }
 
 fn add(mut config: ClientConfig, options: &Options, side: Side) -> Result<ClientConfig, ClientError> {
@@ -285,15 +299,34 @@ fn is_silence(code: RDKafkaErrorCode) -> bool {
     local || matches!(code, BrokerNotAvailable | LeaderNotAvailable | NotLeaderForPartition | RequestTimedOut)
 }
 
+/// A client that asks for what concerns topics, and what waits for its answers.
+fn admin(config: &ClientConfig) -> Result<(AdminClient<DefaultClientContext>, tokio::runtime::Runtime), ClientError> {
+    let admin = config.create().map_err(|error| ClientError::Settings(error.to_string()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    Ok((admin, runtime.map_err(|error| ClientError::Settings(error.to_string()))?))
+}
+
+/// The largest batch of records that `topic` takes, in bytes; `None` if the brokers do not say it within `wait`: the user has
+/// not the right to ask (ACL DESCRIBE_CONFIGS), or nobody answers.
+pub(crate) fn batch_bytes_max(brokers: &str, options: &Options, topic: &str, wait: Duration) -> Option<usize> {
+    let mut config = client(brokers, "millstream");
+    config.set("statistics.interval.ms", "0");
+    let (admin, runtime) = admin(&add(config, &options.common(), Side::Producer).ok()?).ok()?;
+    let options = AdminOptions::new().request_timeout(Some(wait));
+    let answers = runtime.block_on(admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options));
+    // Its end waits for a thread that looks for it ten times a second: a start of the job need not.
+    _ = std::thread::Builder::new().name("kafka-close".into()).spawn(move || drop(admin));
+    let settings = answers.ok()?.into_iter().next()?.ok()?;
+    settings.get("max.message.bytes")?.value.as_ref()?.parse().ok()
+}
+
 /// Creates `topic` with so many partitions and the broker's default of replicas. Gives false if there is one already.
 ///
 /// # Errors
 /// What the broker says.
 pub fn create_topic(config: &ClientConfig, topic: &str, partitions: i32) -> Result<bool, ClientError> {
     let brokers = config.get("bootstrap.servers").unwrap_or_default();
-    let admin: AdminClient<_> = config.create().map_err(|error| ClientError::Settings(error.to_string()))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().build();
-    let runtime = runtime.map_err(|error| ClientError::Settings(error.to_string()))?;
+    let (admin, runtime) = admin(config)?;
     // -1 asks for the default of the broker.
     let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
     let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(15)));

@@ -185,6 +185,8 @@ pub struct Open {
     pub workers: usize,
     /// The folder that relative paths start from.
     pub folder: std::path::PathBuf,
+    /// True if the records are dead letters: where one is too large, its value may be cut.
+    pub dead_letters: bool,
     /// False when the job starts anew: what an earlier run of another job left may be replaced. True when it goes on
     /// from a checkpoint.
     pub resumed: bool,

@@ -147,7 +147,17 @@ impl Produce {
         };
         let (name, job, folder) = ("produce".to_owned(), "produce".to_owned(), PathBuf::new());
         let commits = Commits::default();
-        let open = Open { name, job, worker: 0, workers: 1, folder, resumed: false, position: None, commits };
+        let open = Open {
+            name,
+            job,
+            worker: 0,
+            workers: 1,
+            folder,
+            dead_letters: false,
+            resumed: false,
+            position: None,
+            commits,
+        };
         sink.open(open).map_err(plain)
     }
 

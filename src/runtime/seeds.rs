@@ -174,6 +174,7 @@ impl Opening<'_> {
             worker,
             workers: self.plan.engine.workers,
             folder: self.plan.folder.clone(),
+            dead_letters: sink.from == From::Rejects,
             resumed: progress.epoch > 0,
             position: progress.sinks.get(&sink.name).copied(),
             commits: Commits {

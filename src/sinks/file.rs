@@ -116,6 +116,7 @@ mod tests {
             worker: 0,
             workers: 1,
             folder: folder.into(),
+            dead_letters: false,
             resumed: position.is_some(),
             position,
             commits: crate::sinks::Commits::default(),

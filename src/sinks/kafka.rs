@@ -18,15 +18,18 @@ use super::{Open, SinkError, SinkTarget, SinkWriter};
 use crate::kafka::{self, ClientError, OptionError, Options, Side};
 use crate::sources::kafka::no_options;
 use idempotent::Idempotent;
+use limit::Limit;
 use topic::Topic;
 use transactional::Transactional;
 
 mod fence;
 mod idempotent;
+mod limit;
 mod marker;
 mod topic;
 mod transactional;
 
+pub use limit::CUT_HEADER;
 pub use topic::EVENT_TIME_HEADER;
 
 /// How long `open` waits for a broker. One that is away later or longer is backpressure, not an error.
@@ -130,25 +133,49 @@ impl SinkTarget for KafkaSink {
     /// left open, and writes what that run had decided but not committed.
     fn open(&self, open: Open) -> Result<Box<dyn SinkWriter>, SinkError> {
         Ok(match self.delivery {
-            Delivery::AtLeastOnce => Box::new(Idempotent::new(self.topic(&open, None)?)),
+            Delivery::AtLeastOnce => {
+                let batch_bytes = self.batch_bytes(&open);
+                Box::new(Idempotent::new(self.topic(&open, batch_bytes, None)?))
+            }
             Delivery::ExactlyOnce => Box::new(Transactional::open(self, open)?),
         })
     }
 }
 
 impl KafkaSink {
-    /// A producer for the topic, with transactions if it is given an id for them.
-    fn topic(&self, open: &Open, transactional_id: Option<&str>) -> Result<Topic, SinkError> {
+    /// How large a batch of records the topic takes; `None` if the brokers do not say.
+    fn batch_bytes(&self, open: &Open) -> Option<usize> {
+        let bytes = kafka::batch_bytes_max(&self.brokers, &self.options, &self.topic, OPEN_WAIT);
+        if bytes.is_none() && open.dead_letters {
+            tracing::warn!(
+                sink = open.name,
+                "how much its topic takes is not known (ACL DESCRIBE_CONFIGS): if that is less than Kafka's default, set \
+                 `message.max.bytes` in `options`, to which dead letters are cut"
+            );
+        }
+        bytes
+    }
+
+    /// A producer for the topic, which takes batches of so many bytes, with transactions if it is given an id for them.
+    fn topic(
+        &self,
+        open: &Open,
+        batch_bytes: Option<usize>,
+        transactional_id: Option<&str>,
+    ) -> Result<Topic, SinkError> {
         let fail = |error: ClientError| SinkError::Kafka { name: open.name.clone(), detail: error.to_string() };
         let mut config = kafka::producer(&self.brokers, &open.job, &self.options).map_err(fail)?;
         config.set("linger.ms", self.linger.0.max(0).to_string());
+        let is_free = |option| !self.options.0.contains_key(option);
+        if let Some(bytes) = batch_bytes.filter(|bytes| *bytes < limit::BATCH_SIZE && is_free("batch.size")) {
+            config.set("batch.size", bytes.max(1).to_string());
+        }
         if let Some(id) = transactional_id {
             let timeout = self.transaction_timeout.0.max(1_000);
             config
                 .set("transactional.id", id)
                 .set("transaction.timeout.ms", timeout.to_string())
                 .set("message.timeout.ms", timeout.to_string());
-            let is_free = |option| !self.options.0.contains_key(option);
             if is_free("socket.timeout.ms") {
                 // librdkafka would wait for an answer until the transaction is over: one that is lost must not cost it.
                 let wait = (timeout / 4).clamp(1_000, kafka::ANSWER_WAIT.as_millis() as i64);
@@ -160,7 +187,8 @@ impl KafkaSink {
                 config.set("connections.max.idle.ms", IDLE_MAX.as_millis().to_string());
             }
         }
-        let topic = Topic::new(self, open, &config)?;
+        let mut topic = Topic::new(self, open, &config)?;
+        topic.cuts = open.dead_letters.then(|| Limit::new(&config, batch_bytes));
         let deadline = Instant::now() + OPEN_WAIT;
         loop {
             match kafka::partitions(topic.producer.client(), &self.brokers, &self.topic, OPEN_WAIT, || topic.trouble())

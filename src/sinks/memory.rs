@@ -110,6 +110,7 @@ mod tests {
                 worker: 0,
                 workers: 1,
                 folder: ".".into(),
+                dead_letters: false,
                 resumed: position.is_some(),
                 position,
                 commits: Default::default(),

@@ -216,6 +216,26 @@ fn partitions_that_are_added_are_read_from_their_beginning() {
 }
 
 #[test]
+fn a_message_of_any_size_becomes_a_dead_letter_that_its_topic_takes() {
+    let service = Service::new(brokers(), "live").create([("predictions", 1), ("rejects", 1)]);
+    create(&service.brokers, &service.topic("payments"), 1, &[("max.message.bytes", "4000000")]);
+    // As large as a source takes, and larger: the topic of the dead letters takes no more than a topic does by default.
+    let bad = [vec![b'x'; 1 << 20], vec![b'x'; 3_000_000], vec![b'x'; 1_000]];
+    write(&service.brokers, &service.topic("payments"), bad.iter().map(|bytes| (0, bytes.as_slice())));
+    produce(&service, 0..10);
+    let mut running = run(&service, 1);
+    service.until("predictions", 10, &mut running);
+    service.until("rejects", 3, &mut running);
+    running.terminate();
+    assert_eq!(total(&read_summary(&running.end())["events"]), 13);
+
+    let rejects = service.consume("rejects");
+    let told: Vec<_> =
+        rejects.iter().map(headers).map(|said| (said["reason"], said.get("cut_from").copied())).collect();
+    assert_eq!(told, [("malformed", Some("1048576")), ("too_large", Some("1048577")), ("malformed", None)]);
+}
+
+#[test]
 fn a_topic_that_is_not_there_is_an_error() {
     let service = Service::new(brokers(), "live");
     let said = failure(run(&service, 1));

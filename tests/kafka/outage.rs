@@ -21,8 +21,9 @@ fn a_killed_broker_that_comes_back_costs_time_and_no_message() {
     let sink = KafkaSink { delivery: Delivery::AtLeastOnce, headers: false, ..new };
     let (name, job, folder) = ("back".to_owned(), "test".to_owned(), PathBuf::new());
     let commits = Commits::default();
-    let mut writer =
-        sink.open(Open { name, job, worker: 0, workers: 1, folder, resumed: false, position: None, commits }).unwrap();
+    let (dead_letters, resumed, position) = (false, false, None);
+    let open = Open { name, job, worker: 0, workers: 1, folder, dead_letters, resumed, position, commits };
+    let mut writer = sink.open(open).unwrap();
 
     broker.run(&["kill", "1"]);
     source.until("a lost connection", |source| source.status.connection() == Connection::Lost);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use millstream::sinks::kafka::{Delivery, EVENT_TIME_HEADER, KafkaSink};
+use millstream::sinks::kafka::{CUT_HEADER, Delivery, EVENT_TIME_HEADER, KafkaSink};
 use millstream::sinks::{Commits, Open, Records, SinkError, SinkTarget, SinkWriter};
 use millstream_operators::units::Millis;
 use rdkafka::Message;
@@ -17,17 +17,22 @@ fn sink(brokers: &str, topic: &str, options: &[(&str, &str)]) -> KafkaSink {
 }
 
 fn open(sink: &KafkaSink) -> Result<Box<dyn SinkWriter>, SinkError> {
-    let (name, job, folder) = ("scores".to_owned(), "test".to_owned(), PathBuf::new());
-    sink.open(Open {
-        name,
+    sink.open(opening("test".to_owned(), false))
+}
+
+/// What a writer of `job` is opened with.
+fn opening(job: String, dead_letters: bool) -> Open {
+    Open {
+        name: "scores".to_owned(),
         job,
         worker: 0,
         workers: 1,
-        folder,
+        folder: PathBuf::new(),
+        dead_letters,
         resumed: false,
         position: None,
         commits: Commits::default(),
-    })
+    }
 }
 
 /// Numbered records with a key and two headers.
@@ -182,7 +187,78 @@ fn a_record_that_is_too_large_fails_with_its_size() {
         answer = writer.durable();
     }
     let error = answer.unwrap_err().to_string();
-    assert!(error.contains("5000 bytes is too large; raise `message.max.bytes`"), "{error}");
+    assert!(
+        error.contains("a record of 5000 bytes is larger than its brokers take; raise `max.message.bytes`"),
+        "{error}"
+    );
+}
+
+/// A dead letter of so many bytes.
+fn dead_letter(bytes: usize) -> Records {
+    Records {
+        values: vec![b'x'; bytes],
+        value_ends: vec![bytes],
+        header_names: vec!["reason".into()],
+        headers: b"malformed".to_vec(),
+        header_ends: vec![9],
+        event_times: vec![0],
+        ..Records::default()
+    }
+}
+
+/// The size of each dead letter of a topic, and of which it was cut from what.
+fn sizes(brokers: &str, topic: &str, count: usize) -> Vec<(usize, Option<String>)> {
+    let mut sizes = Vec::new();
+    read_back(brokers, topic, 1, count, |message| {
+        let headers: BTreeMap<String, String> = message.headers().unwrap().iter().map(header).collect();
+        assert_eq!(headers["reason"], "malformed");
+        sizes.push((message.payload().unwrap().len(), headers.get(CUT_HEADER).cloned()));
+    });
+    sizes
+}
+
+#[test]
+fn a_dead_letter_is_cut_to_what_its_topic_takes() {
+    let brokers = brokers();
+    // What a source hands over of a message that is too large, and Kafka's default: a batch of 1,048,588 bytes.
+    for (limit, whole) in [("1048588", (1 << 20) + 1), ("2000", 5_000), ("4000000", 3_000_000)] {
+        let topic = unique("deadletters");
+        create(&brokers, &topic, 1, &[("max.message.bytes", limit)]);
+        let mut bare = sink(&brokers, &topic, &[]);
+        bare.headers = false;
+        bare.linger = Millis(50);
+        let mut writer = bare.open(opening("test".to_owned(), true)).unwrap();
+        // They linger together, and must not be sent in one batch that is larger than the topic takes.
+        for bytes in [100, whole, whole, 1_000, 1_000] {
+            write_all(&mut *writer, 1, &dead_letter(bytes));
+        }
+        writer.close_epoch(1).unwrap();
+        until_durable(&mut *writer, 1);
+        let sizes = sizes(&brokers, &topic, 5);
+        let (kept, limit) = (sizes[1].0, limit.parse::<usize>().unwrap());
+        assert!(kept <= whole.min(limit) && kept >= whole.min(limit - 300), "{kept} bytes of {whole}");
+        let cut_from = (kept < whole).then(|| whole.to_string());
+        assert_eq!(sizes, [(100, None), (kept, cut_from.clone()), (kept, cut_from), (1_000, None), (1_000, None)]);
+    }
+}
+
+#[test]
+fn a_dead_letter_that_was_decided_fits_when_it_is_written_again() {
+    let (brokers, topic) = (brokers(), unique("redone"));
+    create(&brokers, &topic, 1, &[("max.message.bytes", "2000")]);
+    let exactly_once = KafkaSink { delivery: Delivery::ExactlyOnce, ..sink(&brokers, &topic, &[]) };
+    let mut open = opening(unique("job"), true);
+    open.commits.pending = vec![(1, dead_letter(5_000))];
+    drop(exactly_once.open(open).unwrap());
+    // The end of the transaction is a record of its own.
+    let consumer: BaseConsumer = client(&brokers).set("group.id", "redone").create().unwrap();
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(&topic, 0, Offset::Beginning).unwrap();
+    consumer.assign(&list).unwrap();
+    let message = consumer.poll(LONG).expect("the dead letter").unwrap();
+    assert!((1_700..2_000).contains(&message.payload_len()), "{} bytes", message.payload_len());
+    let headers: BTreeMap<String, String> = message.headers().unwrap().iter().map(header).collect();
+    assert_eq!(headers[CUT_HEADER], "5000");
 }
 
 #[test]

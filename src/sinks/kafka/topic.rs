@@ -13,6 +13,7 @@ use rdkafka::{ClientContext, Statistics};
 
 use super::KafkaSink;
 use super::fence::is_fence;
+use super::limit::{CUT_HEADER, Limit};
 use crate::kafka::{ClientError, Context, Trouble};
 use crate::sinks::{Open, Records, SinkError};
 
@@ -36,6 +37,8 @@ pub(super) struct Topic {
     pub producer: BaseProducer<Deliveries>,
     /// Whether what is on its way is thrown away with the producer: an open transaction is worth nothing.
     pub discards: bool,
+    /// Dead letters are cut to this.
+    pub cuts: Option<Limit>,
 }
 
 impl Topic {
@@ -50,9 +53,10 @@ impl Topic {
             name: open.name.clone(),
             topic: sink.topic.clone(),
             brokers: sink.brokers.clone(),
-            headers: sink.headers,
+            headers: sink.headers || open.dead_letters,
             producer,
             discards: false,
+            cuts: None,
         })
     }
 
@@ -81,12 +85,15 @@ impl Topic {
     pub fn send(&self, epoch: u64, records: &Records, from: usize) -> Result<usize, SinkError> {
         let mut digits = Vec::with_capacity(20);
         for at in from..records.len() {
-            let mut record = BaseRecord::with_opaque_to(&self.topic, epoch as usize).payload(records.value(at));
+            let whole = records.value(at);
+            let kept = self.cuts.map_or(whole.len(), |limit| limit.kept(records, at));
+            let mut record = BaseRecord::with_opaque_to(&self.topic, epoch as usize).payload(&whole[..kept]);
             if let Some(key) = records.key(at) {
                 record = record.key(key);
             }
             if self.headers {
-                record = record.headers(headers(records, at, &mut digits));
+                let cut_from = (kept < whole.len()).then_some(whole.len());
+                record = record.headers(headers(records, at, cut_from, &mut digits));
             }
             match self.producer.send::<[u8], [u8]>(record) {
                 Ok(()) => {}
@@ -96,7 +103,7 @@ impl Topic {
                 }
                 Err((error, _)) => {
                     self.producer.context().sent(epoch, at - from);
-                    return Err(self.refused(&error, records.value(at).len()));
+                    return Err(self.refused(&error, kept));
                 }
             }
         }
@@ -130,7 +137,12 @@ impl Topic {
     fn refused(&self, error: &KafkaError, value_bytes: usize) -> SinkError {
         let (topic, brokers) = (&self.topic, &self.brokers);
         let detail = match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::MessageSizeTooLarge) => too_large(topic, value_bytes),
+            Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
+                format!(
+                    "topic `{topic}`: a record of {value_bytes} bytes is too large for the producer; raise `message.max.bytes` \
+                     in `options`"
+                )
+            }
             Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => {
                 ClientError::NoTopic { topic: topic.clone(), brokers: brokers.clone() }.to_string()
             }
@@ -150,7 +162,19 @@ impl Topic {
             Code::TopicAuthorizationFailed => {
                 ClientError::NotAllowed { topic, brokers, acls: "WRITE and DESCRIBE" }.to_string()
             }
-            Code::MessageSizeTooLarge => too_large(&topic, value_bytes),
+            Code::MessageSizeTooLarge if self.cuts.is_some() => {
+                format!(
+                    "topic `{topic}`: a dead letter of {value_bytes} bytes is larger than its brokers take; the next start cuts \
+                     it to what the topic takes then, if the user has the ACL DESCRIBE_CONFIGS, and to `message.max.bytes` in \
+                     `options`"
+                )
+            }
+            Code::MessageSizeTooLarge => {
+                format!(
+                    "topic `{topic}`: a record of {value_bytes} bytes is larger than its brokers take; raise `max.message.bytes` \
+                     of the topic"
+                )
+            }
             code => {
                 format!("topic `{topic}` at {brokers}: a record of {value_bytes} bytes could not be delivered: {code}")
             }
@@ -177,24 +201,24 @@ impl Drop for Topic {
     }
 }
 
-fn too_large(topic: &str, bytes: usize) -> String {
-    format!(
-        "topic `{topic}`: a record of {bytes} bytes is too large; raise `message.max.bytes` in `options` and of the topic"
-    )
-}
-
-/// The headers of record `at`, and its event time.
-fn headers(records: &Records, at: usize, digits: &mut Vec<u8>) -> OwnedHeaders {
-    let mut headers = OwnedHeaders::new_with_capacity(records.header_names.len() + 1);
+/// The headers of record `at`, its event time and, if its value is cut, how long that was.
+fn headers(records: &Records, at: usize, cut_from: Option<usize>, digits: &mut Vec<u8>) -> OwnedHeaders {
+    let mut headers = OwnedHeaders::new_with_capacity(records.header_names.len() + 2);
     for (i, name) in records.header_names.iter().enumerate() {
         headers = headers.insert(Header { key: name.as_ref(), value: Some(records.header(at, i)) });
     }
+    let mut number = |headers: OwnedHeaders, key, number: i64| {
+        use std::io::Write;
+        digits.clear();
+        write!(digits, "{number}").expect("a vector takes what is written");
+        headers.insert(Header { key, value: Some(&*digits) })
+    };
+    if let Some(bytes) = cut_from {
+        headers = number(headers, CUT_HEADER, bytes as i64);
+    }
     match records.event_times.get(at) {
         Some(time) if !records.header_names.iter().any(|name| name == EVENT_TIME_HEADER) => {
-            use std::io::Write;
-            digits.clear();
-            write!(digits, "{time}").expect("a vector takes what is written");
-            headers.insert(Header { key: EVENT_TIME_HEADER, value: Some(&*digits) })
+            number(headers, EVENT_TIME_HEADER, *time)
         }
         _ => headers,
     }

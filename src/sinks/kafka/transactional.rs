@@ -100,13 +100,14 @@ impl Committed {
 impl Transactional {
     /// Opens a worker's producers: ends what an earlier run left open, and commits what it had decided.
     pub fn open(sink: &KafkaSink, open: Open) -> Result<Transactional, SinkError> {
+        let batch_bytes = sink.batch_bytes(&open);
         let side = |letter| {
             let id = format!("{}.{}.{}.{letter}", open.job, open.name, open.worker);
             let mut sink = sink.clone();
             if failpoint::has(Flaw::NoOrder) && letter == "a" {
                 sink.linger = Millis(150);
             }
-            let topic = fenced(&id, || sink.topic(&open, Some(&id)))?;
+            let topic = fenced(&id, || sink.topic(&open, batch_bytes, Some(&id)))?;
             Ok(Arc::new(Side { topic, busy: AtomicBool::new(false) }))
         };
         let early = failpoint::has(Flaw::MarkerBeforeFence).then(|| Marker::find(sink, &open)).transpose()?;
