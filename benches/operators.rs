@@ -86,7 +86,7 @@ fn payments(rows: usize) -> Messages {
 }
 
 fn decode(bench: &Bench, rows: usize) {
-    let time = EventTimeRule { column: "ts".into(), unit: TimeUnit::Ms, ahead_max_millis: Some(60_000) };
+    let time = EventTimeRule { column: "ts".into(), unit: TimeUnit::Ms };
     let config = DecoderConfig {
         stage: "payments".into(),
         format: FormatKind::default(),
@@ -94,6 +94,7 @@ fn decode(bench: &Bench, rows: usize) {
         ranges: IndexMap::new(),
         checks: Vec::new(),
         event_time: Some(time),
+        ahead_max_millis: Some(60_000),
         message_size_max: 1 << 20,
         keep_raw: true,
     };

@@ -58,6 +58,8 @@ pub struct DecoderConfig {
     pub checks: Vec<String>,
     /// Where the event time stands; `None` for the message's own timestamp.
     pub event_time: Option<EventTimeRule>,
+    /// How far ahead of the clock an event time may be, in milliseconds, wherever it stands; `None` for any.
+    pub ahead_max_millis: Option<i64>,
     /// Largest message accepted, in bytes.
     pub message_size_max: usize,
     /// Keeps the messages' bytes beside the rows, for rejects of later nodes.
@@ -80,6 +82,7 @@ pub struct DecoderConfig {
 ///     ranges: IndexMap::new(),
 ///     checks: vec!["amount > 0".into()],
 ///     event_time: None,
+///     ahead_max_millis: None,
 ///     message_size_max: 1 << 20,
 ///     keep_raw: false,
 /// })
@@ -150,7 +153,12 @@ impl Decoder {
             errors.push(ConfigError::new("schema", "a column has an empty name"));
         }
         let schema = schema::arrow_schema(&config.columns);
-        let rules = Rules { ranges: &config.ranges, checks: &config.checks, event_time: config.event_time.as_ref() };
+        let rules = Rules {
+            ranges: &config.ranges,
+            checks: &config.checks,
+            event_time: config.event_time.as_ref(),
+            ahead_max_millis: config.ahead_max_millis,
+        };
         let validator = Validator::new(&config.columns, &schema, &rules).map_err(|more| errors.extend(more)).ok();
         let columns = Arc::new(config.columns);
         let reader = Reader::new(&config.format, columns.clone()).map_err(|error| errors.push(error)).ok();

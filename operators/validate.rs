@@ -49,8 +49,6 @@ pub struct EventTimeRule {
     pub column: String,
     /// Unit of an int64 column.
     pub unit: TimeUnit,
-    /// How far ahead of the clock an event may be, in milliseconds; `None` for any.
-    pub ahead_max_millis: Option<i64>,
 }
 
 /// What must hold of a row besides its types.
@@ -62,6 +60,8 @@ pub struct Rules<'a> {
     pub checks: &'a [String],
     /// Where the event time stands; `None` when the rows have it already.
     pub event_time: Option<&'a EventTimeRule>,
+    /// How far ahead of the clock an event time may be, in milliseconds, wherever it stands; `None` for any.
+    pub ahead_max_millis: Option<i64>,
 }
 
 /// The last millisecond of the year 9999. Later times are errors, and would overflow arithmetic with windows.
@@ -71,6 +71,7 @@ const EVENT_TIME_MAX: EventTime = 253_402_300_799_999;
 #[derive(Debug, Clone)]
 pub struct Validator {
     event_time: Option<(usize, EventTimeRule)>,
+    ahead_max_millis: Option<i64>,
     /// The numeric columns with their names; float64 columns must be finite, whether they have a range or not.
     numbers: Vec<(usize, String, Range)>,
     checks: Vec<Expression>,
@@ -119,15 +120,18 @@ impl Validator {
             watched.then(|| (index, name.clone(), range.unwrap_or_default()))
         };
         let numbers = columns.iter().enumerate().filter_map(number).collect();
-        Ok(Validator { event_time, numbers, checks })
+        Ok(Validator { event_time, ahead_max_millis: rules.ahead_max_millis, numbers, checks })
     }
 
     /// Holds the rows of `records` against the rules and sets their event times. Gives the rows that fail, in order,
     /// each with the first rule it breaks: event time, then numbers in the order of the columns, then checks.
     pub(crate) fn validate(&self, records: &RecordBatch, rows: &mut [Row], now: Option<EventTime>) -> Failures {
         let mut failures = Failures::new();
-        if let Some((index, rule)) = &self.event_time {
-            event_times(records.column(*index), rule, rows, now, &mut failures);
+        let clock = now.zip(self.ahead_max_millis);
+        match (&self.event_time, clock) {
+            (Some((index, rule)), _) => event_times(records.column(*index), rule, rows, clock, &mut failures),
+            (None, Some(clock)) => message_times(rows, clock, &mut failures),
+            (None, None) => {}
         }
         for (index, name, range) in &self.numbers {
             numbers(records.column(*index), name, *range, &mut failures);
@@ -162,17 +166,23 @@ fn range_error(name: &str, range: Range, columns: &IndexMap<String, ColumnType>)
     }
 }
 
+/// The clock, and how far ahead of it an event may be, in milliseconds.
+type Clock = (EventTime, i64);
+
+/// The latest event time that is accepted.
+fn latest((now, ahead): Clock) -> EventTime {
+    now.saturating_add(ahead).min(EVENT_TIME_MAX)
+}
+
+/// Takes the event times of rows from their column.
 fn event_times(
     column: &dyn Array,
     rule: &EventTimeRule,
     rows: &mut [Row],
-    now: Option<EventTime>,
+    clock: Option<Clock>,
     failures: &mut Failures,
 ) {
-    let latest = match (now, rule.ahead_max_millis) {
-        (Some(now), Some(ahead)) => now.saturating_add(ahead).min(EVENT_TIME_MAX),
-        _ => EVENT_TIME_MAX,
-    };
+    let latest = clock.map_or(EVENT_TIME_MAX, latest);
     let timestamps = column.as_primitive_opt::<TimestampMillisecondType>();
     let values = timestamps.map(|array| (array.values(), array.nulls()));
     let integers = column.as_primitive_opt::<Int64Type>().map(|array| (array.values(), array.nulls()));
@@ -187,22 +197,34 @@ fn event_times(
                     row.event_time = time;
                     continue;
                 }
-                time => wrong_time(rule, values[index], time, now),
+                time => wrong_time(rule, values[index], time, clock),
             }
         };
         failures.push((index, Failure::new(Reason::BadEventTime, detail)));
     }
 }
 
+/// Holds the event times that rows have from their messages against the clock.
+fn message_times(rows: &[Row], clock: Clock, failures: &mut Failures) {
+    let latest = latest(clock);
+    for (index, row) in rows.iter().enumerate().filter(|(_, row)| row.event_time > latest) {
+        let detail = ahead("the message's timestamp", row.event_time, row.event_time, clock);
+        failures.push((index, Failure::new(Reason::BadEventTime, detail)));
+    }
+}
+
+/// Says how far ahead of the clock a time is that stands as `value` in `name`.
+fn ahead(name: &str, value: i64, time: EventTime, (now, ahead_max): Clock) -> String {
+    let by = time.saturating_sub(now);
+    format!("{name} is {value}, which is {by} ms ahead of the clock; at most {ahead_max} ms are allowed")
+}
+
 /// Says what is wrong with a time that stands in the column as `value` and is `time` in milliseconds, if it fits.
-fn wrong_time(rule: &EventTimeRule, value: i64, time: Option<EventTime>, now: Option<EventTime>) -> String {
+fn wrong_time(rule: &EventTimeRule, value: i64, time: Option<EventTime>, clock: Option<Clock>) -> String {
     let name = &rule.column;
-    match (time, now, rule.ahead_max_millis) {
-        (Some(time), _, _) if time <= 0 => format!("`{name}` is {value}, which is not after 1970-01-01T00:00:00Z"),
-        (Some(time), Some(now), Some(ahead)) if time <= EVENT_TIME_MAX => {
-            let by = time.saturating_sub(now);
-            format!("`{name}` is {value}, which is {by} ms ahead of the clock; at most {ahead} ms are allowed")
-        }
+    match (time, clock) {
+        (Some(time), _) if time <= 0 => format!("`{name}` is {value}, which is not after 1970-01-01T00:00:00Z"),
+        (Some(time), Some(clock)) if time <= EVENT_TIME_MAX => ahead(&format!("`{name}`"), value, time, clock),
         _ => format!("`{name}` is {value}, which is beyond the year 9999; is its unit right?"),
     }
 }

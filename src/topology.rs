@@ -86,7 +86,8 @@ pub struct Source {
     /// Smallest and largest value accepted, by column; an event outside goes to the dead-letter sink.
     #[serde(default, skip_serializing_if = "Named::is_empty")]
     pub ranges: Named<Range>,
-    /// When an event happened. Default: the message's own timestamp.
+    /// When an event happened. Default: the message's own timestamp; one that is more than an hour ahead of the process's
+    /// clock is rejected (live runs only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event_time: Option<EventTimeConfig>,
     /// Conditions every event must meet; an event that fails one goes to the dead-letter sink.
@@ -145,7 +146,8 @@ pub struct EventTimeConfig {
 fn lateness() -> Millis {
     Millis(60_000)
 }
-fn ahead_max() -> Millis {
+/// The default of [`EventTimeConfig::ahead_max`], which sources without an event time of their own have as well.
+pub fn ahead_max() -> Millis {
     Millis(3_600_000)
 }
 fn idle_after() -> Millis {

@@ -99,11 +99,16 @@ fn delete_before(brokers: &str, topic: &str, partition: i32, offset: i64) {
 
 /// Writes messages (partition, value) and waits until all are there.
 fn write<'a>(brokers: &str, topic: &str, messages: impl IntoIterator<Item = (i32, &'a [u8])>) {
+    let stamped = messages.into_iter().enumerate();
+    write_at(brokers, topic, stamped.map(|(i, (partition, value))| (partition, value, 1_700_000_000_000 + i as i64)));
+}
+
+/// The same with timestamps.
+fn write_at<'a>(brokers: &str, topic: &str, messages: impl IntoIterator<Item = (i32, &'a [u8], i64)>) {
     let mut config = client(brokers);
     config.set("message.max.bytes", "4000000").set("linger.ms", "5").set("enable.idempotence", "true");
     let producer: BaseProducer = config.create().unwrap();
-    for (i, (partition, value)) in messages.into_iter().enumerate() {
-        let time = 1_700_000_000_000 + i as i64;
+    for (partition, value, time) in messages {
         let mut record = BaseRecord::<[u8], [u8]>::to(topic).partition(partition).payload(value).timestamp(time);
         while let Err((error, back)) = producer.send(record) {
             assert_eq!(error.rdkafka_error_code(), Some(rdkafka::types::RDKafkaErrorCode::QueueFull));

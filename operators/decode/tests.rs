@@ -23,7 +23,8 @@ fn config(format: FormatKind) -> DecoderConfig {
         ]),
         ranges: IndexMap::from([("amount".to_string(), Range { min: Some(0.0), max: Some(1e6) })]),
         checks: vec!["channel <> 'fax' or channel is null".into()],
-        event_time: Some(EventTimeRule { column: "ts".into(), unit: TimeUnit::Ms, ahead_max_millis: Some(3_600_000) }),
+        event_time: Some(EventTimeRule { column: "ts".into(), unit: TimeUnit::Ms }),
+        ahead_max_millis: Some(3_600_000),
         message_size_max: 1_000,
         keep_raw: true,
     }
@@ -264,13 +265,43 @@ fn typed_rows_are_fitted_and_validated() {
 }
 
 #[test]
+fn a_timestamp_of_the_message_may_not_be_ahead_of_the_clock_either() {
+    let mut config = config(FormatKind::default());
+    config.event_time = None;
+    let mut decoder = Decoder::new(config).unwrap();
+    let payload = good(1);
+    let mut messages = messages([Some(payload.as_bytes()); 4]);
+    let in_2999 = 32_472_144_000_000;
+    for (row, time) in messages.rows.iter_mut().zip([NOW, NOW + 3_600_000, NOW + 3_600_001, in_2999]) {
+        row.event_time = time;
+    }
+    let mut rejects = Vec::new();
+    let batch = decoder.decode(messages.clone(), Some(NOW), &mut rejects).unwrap();
+    assert_eq!(batch.rows.iter().map(|row| row.offset).collect::<Vec<_>>(), [0, 1]);
+    let told: Vec<_> = rejects.iter().map(|r| (r.row.offset, r.reason, r.detail.as_str())).collect();
+    let ahead = |time: i64| {
+        let by = time - NOW;
+        format!(
+            "the message's timestamp is {time}, which is {by} ms ahead of the clock; at most 3600000 ms are allowed"
+        )
+    };
+    let (first, second) = (ahead(NOW + 3_600_001), ahead(in_2999));
+    assert_eq!(told, [(2, Reason::BadEventTime, &*first), (3, Reason::BadEventTime, &*second)]);
+
+    // A bounded run has no clock.
+    rejects.clear();
+    assert_eq!(decoder.decode(messages, None, &mut rejects).unwrap().len(), 4);
+    assert!(rejects.is_empty());
+}
+
+#[test]
 fn all_errors_of_a_config_are_told_by_path() {
     let mut config = config(FormatKind::Csv(csv::CsvFormat { delimiter: '"' }));
     config.ranges.insert("chanel".into(), Range { min: Some(1.0), max: None });
     config.ranges.insert("channel".into(), Range { min: Some(1.0), max: None });
     config.ranges.insert("id".into(), Range { min: Some(1.0), max: Some(0.0) });
     config.checks = vec!["amount".into(), "amount > 0".into(), "amonut > 0".into()];
-    config.event_time = Some(EventTimeRule { column: "ok".into(), unit: TimeUnit::S, ahead_max_millis: None });
+    config.event_time = Some(EventTimeRule { column: "ok".into(), unit: TimeUnit::S });
     let errors: Vec<String> = Decoder::new(config).unwrap_err().iter().map(ToString::to_string).collect();
     assert_eq!(
         errors,

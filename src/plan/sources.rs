@@ -10,7 +10,7 @@ use super::planner::Planner;
 use super::{Node, SourcePlan};
 use crate::kafka::options::OptionError;
 use crate::sources::SourceKind;
-use crate::topology::Source;
+use crate::topology::{Source, ahead_max};
 
 impl<'t> Planner<'t> {
     /// Plans a source.
@@ -64,11 +64,9 @@ fn size(source: &Source) -> usize {
 }
 
 fn decoder_config(name: &str, source: &Source) -> DecoderConfig {
-    let event_time = source.event_time.as_ref().map(|time| EventTimeRule {
-        column: time.column.clone(),
-        unit: time.unit,
-        ahead_max_millis: Some(time.ahead_max.0),
-    });
+    let event_time =
+        source.event_time.as_ref().map(|time| EventTimeRule { column: time.column.clone(), unit: time.unit });
+    let ahead_max = source.event_time.as_ref().map_or_else(ahead_max, |time| time.ahead_max);
     DecoderConfig {
         stage: name.into(),
         format: source.format.clone(),
@@ -76,6 +74,8 @@ fn decoder_config(name: &str, source: &Source) -> DecoderConfig {
         ranges: source.ranges.clone(),
         checks: source.checks.clone(),
         event_time,
+        // One bad stamp must not close every window, whoever has made it.
+        ahead_max_millis: Some(ahead_max.0),
         message_size_max: size(source),
         // Any later node may still reject the event, and its original bytes belong to the reject.
         keep_raw: true,

@@ -59,6 +59,7 @@ mod tests {
             ranges: IndexMap::new(),
             checks: Vec::new(),
             event_time: None,
+            ahead_max_millis: None,
             message_size_max: 1 << 20,
             keep_raw: false,
         })

@@ -236,6 +236,27 @@ fn a_message_of_any_size_becomes_a_dead_letter_that_its_topic_takes() {
 }
 
 #[test]
+fn a_timestamp_far_ahead_is_a_dead_letter() {
+    let service = Service::new(brokers(), "live").create([("predictions", 1), ("rejects", 1)]);
+    let any_time = ("message.timestamp.after.max.ms", "9223372036854775807");
+    create(&service.brokers, &service.topic("payments"), 1, &[any_time]);
+    let payment = br#"{"id":"a","amount":1,"balance":1,"age_days":1,"hour":1}"#.as_slice();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
+    let in_2999 = 32_472_144_000_000;
+    let stamps = [now, in_2999, now + 1];
+    write_at(&service.brokers, &service.topic("payments"), stamps.map(|stamp| (0, payment, stamp)));
+    let mut running = run(&service, 1);
+    service.until("predictions", 2, &mut running);
+    service.until("rejects", 1, &mut running);
+    running.terminate();
+    let summary = read_summary(&running.end());
+    assert_eq!((total(&summary["events"]), total(&summary["late"])), (3, 0), "{summary}");
+    let rejects = service.consume("rejects");
+    assert_eq!(headers(&rejects[0])["reason"], "bad_event_time");
+    assert_eq!(service.consume("predictions").len(), 2);
+}
+
+#[test]
 fn a_topic_that_is_not_there_is_an_error() {
     let service = Service::new(brokers(), "live");
     let said = failure(run(&service, 1));
