@@ -2,7 +2,7 @@
 
 use crate::batch::{Batch, EventTime};
 use crate::reject::Reject;
-use crate::state::StateError;
+use crate::state::{Groups, StateError};
 
 /// What an operator gave during one call.
 #[derive(Debug, Default)]
@@ -73,6 +73,16 @@ pub trait Operator {
     /// If the bytes were not written by this operator with this definition.
     fn load(&mut self, _key_group: u16, _bytes: &[u8]) -> Result<(), StateError> {
         Err(StateError::Unexpected)
+    }
+
+    /// Takes back rows of many key groups, at the start and each group once, on so many threads if it can.
+    ///
+    /// # Errors
+    /// Like [`load`](Operator::load).
+    fn load_groups(&mut self, groups: Groups, _threads: usize) -> Result<(), StateError> {
+        groups
+            .into_iter()
+            .try_for_each(|(key_group, all)| all.into_iter().try_for_each(|bytes| self.load(key_group, &bytes)))
     }
 
     /// Keys and approximate bytes of state, for metrics.

@@ -12,8 +12,10 @@ use hashbrown::HashTable;
 use crate::key::{KEY_GROUPS, hash, key_group};
 use changes::{Change, Happened, Saving};
 pub use changes::{change_rows, no_parts};
+pub use load::Groups;
 
 mod changes;
+mod load;
 pub mod rows;
 
 /// State that can't be taken back.

@@ -18,7 +18,7 @@ use crate::batch::{Batch, EventTime, Row};
 use crate::error::ConfigError;
 use crate::key::{KeyColumns, hash};
 use crate::operator::{Operator, Outputs};
-use crate::state::{KeyedState, Place, StateError};
+use crate::state::{Groups, KeyedState, Place, StateError};
 use crate::units::Millis;
 
 /// The feature group operator.
@@ -416,6 +416,12 @@ impl Operator for FeatureGroup {
         let frame = &self.definition.frame;
         let take_steps = |entity: &mut Entity, steps: &[u8]| steps::take(frame, entity, steps);
         self.state.load_telling(key_group, bytes, |entity| entity.check(frame), take_steps)
+    }
+
+    fn load_groups(&mut self, groups: Groups, threads: usize) -> Result<(), StateError> {
+        let frame = &self.definition.frame;
+        let take_steps = |entity: &mut Entity, steps: &[u8]| steps::take(frame, entity, steps);
+        self.state.load_groups(groups, threads, |entity| entity.check(frame), take_steps)
     }
 
     fn state_size(&self) -> (u64, u64) {

@@ -256,3 +256,40 @@ fn parts_that_do_not_fit_are_refused() {
     assert_eq!(back.get(b"key"), Some(&format!("{}MORE", "X".repeat(100))));
     assert!(change_rows(*group, part, grown, upper).is_err());
 }
+
+proptest! {
+    /// Key groups that are loaded at once, on some threads, are what they are one by one; and the state works on.
+    #[test]
+    fn key_groups_load_at_once(
+        texts in proptest::collection::btree_map(0..3_000_u16, "[a-z]{0,9}", 0..1_500),
+        gone in proptest::collection::btree_set(0..3_000_u16, 0..200),
+        threads in 1..4_usize,
+    ) {
+        let mut state: KeyedState<String> = KeyedState::new();
+        let mut all: BTreeMap<u16, Vec<Vec<u8>>> = BTreeMap::new();
+        let mut save = |state: &mut KeyedState<String>| {
+            given(state).into_iter().for_each(|(group, rows)| all.entry(group).or_default().push(rows));
+        };
+        texts.iter().for_each(|(key, text)| grow(&mut state, &key.to_le_bytes(), text));
+        save(&mut state);
+        state.retain(|key, _| !gone.iter().any(|gone| gone.to_le_bytes() == *key));
+        save(&mut state);
+        let mut back: KeyedState<String> = KeyedState::new();
+        let groups = all.clone().into_iter().collect();
+        back.load_groups(groups, threads, |_| Ok(()), grown).unwrap();
+        prop_assert_eq!((back.len(), whole(&back)), (state.len(), whole(&state)));
+        prop_assert_eq!(given(&mut back), vec![], "nothing has changed");
+        // Keys are found, come and go; a sweep sees them all.
+        for key in 0..3_000_u16 {
+            grow(&mut state, &key.to_le_bytes(), "more");
+            grow(&mut back, &key.to_le_bytes(), "more");
+        }
+        prop_assert_eq!((back.len(), whole(&back)), (3_000, whole(&state)));
+        prop_assert_eq!(back.retain(|_, text| text.len() % 2 == 0), state.retain(|_, text| text.len() % 2 == 0));
+        prop_assert_eq!(whole(&back), whole(&state));
+        if let Some((group, rows)) = all.into_iter().next() {
+            let broken = vec![(group, vec![[&rows[0][..], &[9]].concat()])];
+            prop_assert!(KeyedState::<String>::new().load_groups(broken, threads, |_| Ok(()), grown).is_err());
+        }
+    }
+}

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use millstream_operators::score::Score;
+use millstream_operators::state::Groups;
 use millstream_operators::watermark::Watermarks as SourceWatermarks;
 use timely::communication::allocator::ProcessBuilder;
 use timely::communication::allocator::zero_copy::initialize::initialize_networking_from_sockets;
@@ -212,23 +213,22 @@ fn work(
 /// Gives the operators the key groups that this worker owns. What has been taken up is freed at once: a start must not need the
 /// memory of its state twice, and the job not for as long as it runs.
 fn restore(context: &Context, states: &Mutex<BTreeMap<String, NodeState>>) -> anyhow::Result<()> {
+    // All workers of the process do this at the same time.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = (cores / context.shape.workers).max(1);
     for (State { name, at_coordinator }, operator) in context.nodes.borrow().iter() {
         let is_mine = |key_group: &u16| {
             let owner = millstream_operators::key::worker_of(*key_group, context.workers);
             let owner = if *at_coordinator { context.shape.at_coordinator(owner) } else { owner };
             owner == context.worker
         };
-        let mine: NodeState = {
+        let mine: Groups = {
             let mut states = states.lock().expect("no worker panics with the lock");
             let Some(state) = states.get_mut(&**name) else { continue };
             state.extract_if(.., |key_group, _| is_mine(key_group)).collect()
         };
-        for (key_group, bytes) in
-            mine.into_iter().flat_map(|(group, parts)| parts.into_iter().map(move |part| (group, part)))
-        {
-            let loaded = operator.borrow_mut().load(key_group, &bytes);
-            loaded.with_context(|| format!("take up the state of `{name}`"))?;
-        }
+        let loaded = operator.borrow_mut().load_groups(mine, threads);
+        loaded.with_context(|| format!("take up the state of `{name}`"))?;
     }
     // They are not asked for again.
     context.nodes.borrow_mut().clear();
