@@ -35,8 +35,23 @@ pub struct KindInfo {
 /// }
 /// assert_eq!(Answer::KINDS[0].name, "echo");
 /// ```
+///
+/// A family whose kinds have a trait in common names it, `pub enum Answer("answer"): Answers { ... }`, and has a method
+/// `settings`, which gives any kind's settings as that trait: what a kind does then stands in its own file.
 #[macro_export]
 macro_rules! kinds {
+    ($(#[$meta:meta])* pub enum $name:ident($family:literal): $common:path { $($(#[$vmeta:meta])* $key:literal => $variant:ident($config:ty)),+ $(,)? }) => {
+        $crate::kinds! {
+            $(#[$meta])*
+            pub enum $name($family) { $($(#[$vmeta])* $key => $variant($config)),+ }
+        }
+        impl $name {
+            /// The settings, as what all kinds of the family are.
+            pub fn settings(&self) -> &dyn $common {
+                match self { $(Self::$variant(config) => config),+ }
+            }
+        }
+    };
     ($(#[$meta:meta])* pub enum $name:ident($family:literal) { $($(#[$vmeta:meta])* $key:literal => $variant:ident($config:ty)),+ $(,)? }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]

@@ -26,7 +26,6 @@ use serde::Serialize;
 use crate::checkpoint::{Block, Checkpoint, CheckpointError, Defined, Definitions, Kind, NodeState};
 use crate::plan::Plan;
 use crate::plan::definitions::TEXTS;
-use crate::sources::SourceKind;
 pub use contents::Contents;
 use groups::Layout;
 
@@ -305,13 +304,10 @@ fn is_end(node: &str) -> bool {
     ["sources.", "sinks.", "offline."].iter().any(|section| node.starts_with(section))
 }
 
-/// The topics that each Kafka source reads.
+/// The topics of each source that has some.
 fn topics(plan: &Plan) -> BTreeMap<&str, &[String]> {
-    let topics = plan.sources().filter_map(|(stream, source)| match &source.kind {
-        SourceKind::Kafka(kafka) => Some((stream.name.as_str(), kafka.topics.as_slice())),
-        SourceKind::File(_) | SourceKind::Memory(_) => None,
-    });
-    topics.collect()
+    let topics = plan.sources();
+    topics.filter_map(|(stream, source)| Some((stream.name.as_str(), source.kind.settings().topics()?))).collect()
 }
 
 /// The positions of a kept source's topics that the plan does not read.

@@ -366,6 +366,6 @@ impl GroupPlan {
 impl SinkPlan {
     /// True when all workers' rows go to one writer, because what is written is one file or one screen.
     pub fn one_writer(&self) -> bool {
-        !matches!(self.kind, SinkKind::Kafka(_))
+        self.kind.settings().one_writer()
     }
 }

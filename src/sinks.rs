@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use millstream_operators::error::ConfigError;
 use millstream_operators::kinds;
 use serde::{Deserialize, Serialize};
 
@@ -20,24 +21,11 @@ pub mod stdout;
 
 kinds! {
     /// Where results go.
-    pub enum SinkKind("sink") {
+    pub enum SinkKind("sink"): SinkTarget {
         "kafka" => Kafka(kafka::KafkaSink),
         "file" => File(file::FileSink),
         "stdout" => Stdout(stdout::StdoutSink),
         "memory" => Memory(memory::MemorySink),
-    }
-}
-
-impl SinkKind {
-    /// Whether one worker writes for all, so that records stand in one order.
-    pub fn one_writer(&self) -> bool {
-        !matches!(self, SinkKind::Kafka(_))
-    }
-
-    /// Whether the sink commits an epoch after it was decided, from the checkpoint if need be. Otherwise it is durable
-    /// before the decision.
-    pub fn commits_after_decision(&self) -> bool {
-        matches!(self, SinkKind::Kafka(kafka) if kafka.delivery == kafka::Delivery::ExactlyOnce)
     }
 }
 
@@ -161,18 +149,6 @@ pub trait SinkWriter: Send {
     }
 }
 
-impl SinkKind {
-    /// What opens writers of the sink.
-    pub fn target(&self) -> &dyn SinkTarget {
-        match self {
-            SinkKind::Kafka(kafka) => kafka,
-            SinkKind::File(file) => file,
-            SinkKind::Stdout(stdout) => stdout,
-            SinkKind::Memory(memory) => memory,
-        }
-    }
-}
-
 /// What a sink needs to open a writer.
 pub struct Open {
     /// The sink's name in the topology.
@@ -213,13 +189,44 @@ pub struct Commits {
     pub may_repeat: bool,
 }
 
-/// A sink that can be opened.
+/// The settings of a sink.
 pub trait SinkTarget {
     /// Opens a worker's writer.
     ///
     /// # Errors
     /// What was tried and what the world said.
     fn open(&self, open: Open) -> Result<Box<dyn SinkWriter>, SinkError>;
+
+    /// What is wrong with the settings without asking the world; paths start below the kind's name.
+    fn errors(&self) -> Vec<ConfigError> {
+        Vec::new()
+    }
+
+    /// Whether one worker writes for all, so that records stand in one order.
+    fn one_writer(&self) -> bool {
+        true
+    }
+
+    /// Whether the sink commits an epoch after it was decided, from the checkpoint if need be. Otherwise it is durable
+    /// before the decision.
+    fn commits_after_decision(&self) -> bool {
+        false
+    }
+
+    /// The file that it writes, relative to the topology's folder: a start cuts it back to its checkpoint.
+    fn file(&self) -> Option<&str> {
+        None
+    }
+
+    /// What keeps records that a job which goes back to an earlier checkpoint writes again, as a person calls it: a topic.
+    fn keeps(&self) -> Option<String> {
+        None
+    }
+
+    /// What makes it another sink when it changes, beside its file. Checkpoints have a digest of it.
+    fn identity(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
 }
 
 impl SinkError {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 
+use millstream_operators::error::ConfigError;
 use millstream_operators::kinds;
 use millstream_operators::reject::Reject;
 use millstream_operators::{Batch, Messages};
@@ -25,10 +26,28 @@ pub use status::{Connection, Status};
 
 kinds! {
     /// Where events come from.
-    pub enum SourceKind("source") {
+    pub enum SourceKind("source"): SourceSettings {
         "kafka" => Kafka(kafka::KafkaSource),
         "file" => File(file::FileSource),
         "memory" => Memory(memory::MemorySource),
+    }
+}
+
+/// The settings of a source.
+pub trait SourceSettings {
+    /// What is wrong with the settings without asking the world; paths start below the kind's name.
+    fn errors(&self) -> Vec<ConfigError> {
+        Vec::new()
+    }
+
+    /// What reads it live; `None` for a source that ends, which the replay's reader reads.
+    fn connector(&self) -> Option<&dyn Connector> {
+        None
+    }
+
+    /// The topics that its positions name; `None` for a source without topics.
+    fn topics(&self) -> Option<&[String]> {
+        None
     }
 }
 

@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Alarm, Detector, DetectorError, Level, Verdict, from_bytes, to_bytes};
+use super::{Alarm, Detector, DetectorConfig, DetectorError, Level, Verdict, from_bytes, to_bytes};
 use crate::batch::EventTime;
 use crate::kinds::Kind;
 use crate::state::StateError;
@@ -57,6 +57,12 @@ impl Default for AdwinConfig {
 
 impl Kind for AdwinConfig {
     const EXAMPLE: &'static str = "{ delta: 0.002, clock: 32 }";
+}
+
+impl DetectorConfig for AdwinConfig {
+    fn build(&self) -> Result<Box<dyn Detector>, DetectorError> {
+        Ok(Box::new(Adwin::new(self)?))
+    }
 }
 
 /// What happens to the window after an alarm.

@@ -10,7 +10,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Alarm, Detector, DetectorError, Level, Verdict, from_bytes, to_bytes};
+use super::{Alarm, Detector, DetectorConfig, DetectorError, Level, Verdict, from_bytes, to_bytes};
 use crate::batch::EventTime;
 use crate::kinds::Kind;
 use crate::state::StateError;
@@ -52,6 +52,12 @@ impl Default for PageHinkleyConfig {
 
 impl Kind for PageHinkleyConfig {
     const EXAMPLE: &'static str = "{ threshold: 50, standardize: { mean: 12.6, std: 40.2 } }";
+}
+
+impl DetectorConfig for PageHinkleyConfig {
+    fn build(&self) -> Result<Box<dyn Detector>, DetectorError> {
+        Ok(Box::new(PageHinkley::new(self)?))
+    }
 }
 
 /// Which changes count.

@@ -19,7 +19,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Alarm, Detector, DetectorError, Level, Verdict, from_bytes, to_bytes};
+use super::{Alarm, Detector, DetectorConfig, DetectorError, Level, Verdict, from_bytes, to_bytes};
 use crate::batch::EventTime;
 use crate::kinds::Kind;
 use crate::state::StateError;
@@ -146,6 +146,12 @@ const FLOOR_MAX: f64 = 0.1;
 impl Kind for PsiConfig {
     const EXAMPLE: &'static str =
         "{ window: { rows: 2000 }, reference: { first: { values: 5000, bins: 10 } }, threshold: 0.25, warning: 0.1 }";
+}
+
+impl DetectorConfig for PsiConfig {
+    fn build(&self) -> Result<Box<dyn Detector>, DetectorError> {
+        Ok(Box::new(Psi::new(self)?))
+    }
 }
 
 impl PsiConfig {

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
+use millstream_operators::error::ConfigError;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +46,22 @@ pub enum OptionError {
         /// The nearest name there is.
         hint: Option<&'static str>,
     },
+}
+
+impl OptionError {
+    /// The error as one of a connection's settings, at the option.
+    pub fn at_its_option(self) -> ConfigError {
+        match self {
+            OptionError::Refused { name, why } => {
+                ConfigError::new(format!("options.{name}"), format!("the option `{name}` can't be set: {why}"))
+            }
+            OptionError::Unknown { name, side, hint } => {
+                let message = format!("`{name}` is not an option that a {side} takes");
+                let hint = hint.map(|near| format!("did you mean `{near}`?"));
+                ConfigError::new(format!("options.{name}"), message).with_hint(hint)
+            }
+        }
+    }
 }
 
 /// Settings that both clients take.

@@ -38,12 +38,11 @@ impl Plan {
             .collect()
     }
 
-    /// A sink is where it writes and when it commits. How brokers are reached may change from start to start.
+    /// A sink is where it writes and when it commits.
     fn sink_digest(&self, kind: &SinkKind) -> String {
-        match kind {
-            SinkKind::Kafka(kafka) => digest(&kind.kind_name(), &(&kafka.topic, kafka.delivery)),
-            SinkKind::File(file) => digest(&kind.kind_name(), &self.beside_state(&file.path)),
-            SinkKind::Stdout(_) | SinkKind::Memory(_) => digest(&kind.kind_name(), &()),
+        match kind.settings().file() {
+            Some(path) => digest(&kind.kind_name(), &self.beside_state(path)),
+            None => digest(&kind.kind_name(), &kind.settings().identity()),
         }
     }
 

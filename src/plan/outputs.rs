@@ -11,7 +11,6 @@ use millstream_operators::{drift, reject};
 
 use super::names::Wanted;
 use super::planner::{Planner, column, columns, digest, type_name};
-use super::sources::option_error;
 use super::{DetectorPlan, From, OfflinePlan, OutcomePlan, SinkPlan};
 use crate::offline::{self, OfflineError};
 use crate::provenance::Provenance;
@@ -53,7 +52,7 @@ impl<'t> Planner<'t> {
         let condition = definition.filter.as_ref().map(|sql| Expression::condition(sql, &schema)).transpose();
         let condition = condition.map_err(|error| self.refuse([error.under(&format!("{at}.where"))]));
         let detector = self.with_reference(&definition.detector).and_then(|detector| {
-            detector.build()?;
+            detector.settings().build()?;
             Ok(detector)
         });
         let detector = detector.map_err(|error| {
@@ -180,7 +179,8 @@ impl<'t> Planner<'t> {
 
     fn sink(&mut self, name: &'t str, sink: &'t Sink) -> Option<()> {
         let at = format!("sinks.{name}");
-        self.refuse(connection(&sink.to, &at));
+        let errors = sink.to.settings().errors();
+        self.refuse(errors.into_iter().map(|error| error.under(&format!("{at}.to.{}", sink.to.kind_name()))));
         if !self.topology.is_bounded() {
             self.refuse(transaction(&sink.to, self.topology.engine.epoch, &at));
         }
@@ -304,20 +304,4 @@ fn transaction(kind: &SinkKind, epoch: Millis, at: &str) -> Option<ConfigError> 
     let hint = "make `engine.epoch` shorter, or `transaction_timeout` longer (brokers allow \
                 `transaction.max.timeout.ms`, by default 15m)";
     Some(ConfigError::new(format!("{at}.to.kafka.transaction_timeout"), message).with_hint(Some(hint.into())))
-}
-
-/// What is wrong with a sink's connection without asking the world.
-fn connection(kind: &SinkKind, at: &str) -> Vec<ConfigError> {
-    let at = format!("{at}.to.{}", kind.kind_name());
-    let empty = |key: &str, message: &str| ConfigError::new(format!("{at}.{key}"), message);
-    match kind {
-        SinkKind::Kafka(kafka) => {
-            let brokers = kafka.brokers.trim().is_empty().then(|| empty("brokers", "there is no broker to write to"));
-            let topic = kafka.topic.trim().is_empty().then(|| empty("topic", "the topic has no name"));
-            let options = kafka.option_errors().into_iter().map(|error| option_error(error, &at));
-            brokers.into_iter().chain(topic).chain(options).collect()
-        }
-        SinkKind::File(file) if file.path.is_empty() => vec![empty("path", "the file has no name")],
-        _ => Vec::new(),
-    }
 }

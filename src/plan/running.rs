@@ -5,7 +5,6 @@ use std::path::Path;
 use super::{Node, Plan, SourcePlan};
 use crate::provenance::ModelInfo;
 use crate::replay::{Input, InputOrder, ReplaySource, decoding};
-use crate::sinks::SinkKind;
 use crate::sources::file::find_files;
 use crate::sources::{Connector, Positions, SourceError, SourceKind};
 
@@ -24,9 +23,9 @@ impl Plan {
 
     /// The file of the first sink that writes predictions to a file.
     pub fn predictions_file(&self) -> Option<std::path::PathBuf> {
-        self.sinks.iter().find_map(|sink| match (&sink.kind, sink.from) {
-            (SinkKind::File(file), super::From::Stream(stream)) if self.streams[stream].model.is_some() => {
-                Some(self.folder.join(&file.path))
+        self.sinks.iter().find_map(|sink| match (sink.kind.settings().file(), sink.from) {
+            (Some(path), super::From::Stream(stream)) if self.streams[stream].model.is_some() => {
+                Some(self.folder.join(path))
             }
             _ => None,
         })
@@ -53,8 +52,8 @@ impl SourcePlan {
         };
         let decode = decoding(&self.decoder).map_err(|detail| refuse(&detail.to_string()))?;
         let order = if sorted || self.event_time.is_none() { InputOrder::Sorted } else { InputOrder::Unsorted };
-        let stream = match &self.kind {
-            SourceKind::Kafka(kafka) if kafka.topics.len() == 1 => kafka.topics[0].as_str(),
+        let stream = match self.kind.settings().topics() {
+            Some([topic]) => topic.as_str(),
             _ => name,
         };
         Ok(ReplaySource {
@@ -72,9 +71,6 @@ impl SourcePlan {
 
     /// The connector of a live source; `None` for bounded ones.
     pub fn connector(&self) -> Option<&dyn Connector> {
-        match &self.kind {
-            SourceKind::Kafka(kafka) => Some(kafka),
-            SourceKind::File(_) | SourceKind::Memory(_) => None,
-        }
+        self.kind.settings().connector()
     }
 }

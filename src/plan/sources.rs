@@ -8,8 +8,6 @@ use millstream_operators::validate::EventTimeRule;
 use super::lineage::Lineage;
 use super::planner::Planner;
 use super::{Node, SourcePlan};
-use crate::kafka::options::OptionError;
-use crate::sources::SourceKind;
 use crate::topology::{Source, ahead_max};
 
 impl<'t> Planner<'t> {
@@ -22,7 +20,8 @@ impl<'t> Planner<'t> {
             self.refuse([ConfigError::new(at, "there are more sources than a topology can have (65536)")]);
             return None;
         };
-        self.refuse(connection(&source.from, &at));
+        let errors = source.from.settings().errors();
+        self.refuse(errors.into_iter().map(|error| error.under(&format!("{at}.from.{}", source.from.kind_name()))));
         if source.history.as_ref().is_some_and(|history| history.files.is_empty()) {
             self.refuse([ConfigError::new(format!("{at}.history.files"), "the history names no files")]);
         }
@@ -79,35 +78,5 @@ fn decoder_config(name: &str, source: &Source) -> DecoderConfig {
         message_size_max: size(source),
         // Any later node may still reject the event, and its original bytes belong to the reject.
         keep_raw: true,
-    }
-}
-
-/// What is wrong with a connection without asking the world.
-fn connection(kind: &SourceKind, at: &str) -> Vec<ConfigError> {
-    let at = format!("{at}.from.{}", kind.kind_name());
-    let empty = |key: &str, message: &str| ConfigError::new(format!("{at}.{key}"), message);
-    match kind {
-        SourceKind::Kafka(kafka) => {
-            let brokers = kafka.brokers.trim().is_empty().then(|| empty("brokers", "there is no broker to ask"));
-            let topics = kafka.topics.is_empty().then(|| empty("topics", "there is no topic to read"));
-            let options = kafka.option_errors().into_iter().map(|error| option_error(error, &at));
-            brokers.into_iter().chain(topics).chain(options).collect()
-        }
-        SourceKind::File(file) if file.paths.is_empty() => vec![empty("paths", "there is no file to read")],
-        _ => Vec::new(),
-    }
-}
-
-/// The error of a connection's option, at the option.
-pub(super) fn option_error(error: OptionError, at: &str) -> ConfigError {
-    match error {
-        OptionError::Refused { name, why } => {
-            ConfigError::new(format!("{at}.options.{name}"), format!("the option `{name}` can't be set: {why}"))
-        }
-        OptionError::Unknown { name, side, hint } => {
-            let message = format!("`{name}` is not an option that a {side} takes");
-            let hint = hint.map(|near| format!("did you mean `{near}`?"));
-            ConfigError::new(format!("{at}.options.{name}"), message).with_hint(hint)
-        }
     }
 }

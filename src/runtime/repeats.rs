@@ -90,7 +90,7 @@ impl Seen {
     /// What Kafka and the tables know of the job. Nobody is fenced: that is for a start which goes on.
     fn outside(origin: &Origin, plan: &Plan) -> anyhow::Result<Seen> {
         let mut seen = Seen::default();
-        for sink in plan.sinks.iter().filter(|sink| sink.kind.commits_after_decision()) {
+        for sink in plan.sinks.iter().filter(|sink| sink.kind.settings().commits_after_decision()) {
             let SinkKind::Kafka(kafka) = &sink.kind else { continue };
             for worker in 0..=usize::from(u16::MAX) {
                 let committed = kafka.committed(&plan.name, &sink.name, worker)?;
@@ -124,10 +124,8 @@ pub struct Repeats {
 
 impl Repeats {
     fn of(origin: &Origin, seen: Seen, plan: &Plan) -> Repeats {
-        let sinks = plan.sinks.iter().filter_map(|sink| match &sink.kind {
-            SinkKind::Kafka(kafka) => Some(format!("{} (topic `{}`)", sink.path(), kafka.topic)),
-            SinkKind::File(_) | SinkKind::Stdout(_) | SinkKind::Memory(_) => None,
-        });
+        let sinks = plan.sinks.iter();
+        let sinks = sinks.filter_map(|sink| Some(format!("{} ({})", sink.path(), sink.kind.settings().keeps()?)));
         let kept = sinks.chain(plan.offline.iter().map(|table| table.path())).collect();
         let (from, at) = (origin.told().to_string(), origin.epoch());
         Repeats { from, at, seen: seen.epoch, another_life: seen.another_life, kept }

@@ -19,7 +19,6 @@ use crate::http::health::{Expected, Health};
 use crate::metrics::catalogue::*;
 use crate::metrics::{Exporter, HistogramHandle};
 use crate::plan::{Plan, SourcePlan};
-use crate::sources::SourceKind;
 use crate::sources::status::Connection;
 
 /// How often the metrics are brought up to date.
@@ -55,11 +54,11 @@ impl Reporter {
     pub fn new(plan: &Plan, exporter: Exporter) -> Self {
         BUILD_INFO.of([env!("CARGO_PKG_VERSION")]).set(1.0);
         JOB_INFO.of([&plan.name, &plan.hash]).set(1.0);
-        let kafka = |source: &SourcePlan| matches!(source.kind, SourceKind::Kafka(_));
+        let live = |source: &SourcePlan| source.kind.settings().connector().is_some();
         EXCHANGE_ROWS_MAX.of([]).set(ROWS_IN_FLIGHT_MAX as f64);
         plan.sources().for_each(|(stream, _)| INBOX_BATCHES_MAX.of([&stream.name]).set(INBOX as f64));
         Reporter {
-            own_records: plan.sources().map(|(stream, source)| (stream.name.clone(), kafka(source))).collect(),
+            own_records: plan.sources().map(|(stream, source)| (stream.name.clone(), live(source))).collect(),
             models: plan.models.iter().map(|model| (model.name.clone(), model.version.clone())).collect(),
             exporter,
             reported: Instant::now() - EVERY,

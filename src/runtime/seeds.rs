@@ -64,8 +64,8 @@ pub fn writers(plan: &Plan) -> Vec<Writers> {
     let mut first_slot = 0;
     let mut all = Vec::new();
     for sink in &plan.sinks {
-        let count = if sink.kind.one_writer() || sink.from == From::Drift { 1 } else { plan.engine.workers };
-        let commits_after_decision = sink.kind.commits_after_decision();
+        let count = if sink.one_writer() || sink.from == From::Drift { 1 } else { plan.engine.workers };
+        let commits_after_decision = sink.kind.settings().commits_after_decision();
         all.push(Writers { sink: sink.name.clone(), first_slot, count, commits_after_decision });
         first_slot += count;
     }
@@ -122,7 +122,7 @@ impl Opening<'_> {
             for worker in self.board.shape.local() {
                 let mut of_worker = Vec::new();
                 for (index, sink) in self.plan.sinks.iter().enumerate() {
-                    let elsewhere = sink.from == From::Drift || (sink.kind.one_writer() && worker > 0);
+                    let elsewhere = sink.from == From::Drift || (sink.one_writer() && worker > 0);
                     of_worker.push((!elsewhere).then(|| scope.spawn(move || self.output(index, worker))));
                 }
                 opening.push(of_worker);
@@ -149,7 +149,7 @@ impl Opening<'_> {
         let context = OutputContext {
             durable: board.durable.clone(),
             slot,
-            commits_after_decision: sink.kind.commits_after_decision(),
+            commits_after_decision: sink.kind.settings().commits_after_decision(),
             first_epoch: self.first_epoch,
             gates: board.gates.clone(),
             failures: board.failures.clone(),
@@ -186,17 +186,16 @@ impl Opening<'_> {
                 may_repeat: self.may_repeat,
             },
         };
-        Ok(sink.kind.target().open(open)?)
+        Ok(sink.kind.settings().open(open)?)
     }
 
     /// A job that begins may write its files anew, one that goes on would do so to a file that is not its own: that of a sink
     /// that was renamed or dropped, say.
     fn refuse_foreign_file(&self, sink: &SinkPlan) -> anyhow::Result<()> {
-        let SinkKind::File(file) = &sink.kind else { return Ok(()) };
-        if !self.began.contains(&sink.path()) {
+        let Some(file) = sink.kind.settings().file().filter(|_| self.began.contains(&sink.path())) else {
             return Ok(());
-        }
-        let path = self.plan.folder.join(&file.path);
+        };
+        let path = self.plan.folder.join(file);
         let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
         anyhow::ensure!(
             bytes == 0,

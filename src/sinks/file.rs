@@ -7,6 +7,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use millstream_operators::error::ConfigError;
 use millstream_operators::kinds::Kind;
 
 use super::lines::{LineWriter, Target};
@@ -35,6 +36,15 @@ impl SinkTarget for FileSink {
         let file = LockedFile::open(&path, position.unwrap_or(0)).map_err(fail)?;
         let writer = LineWriter::start(&open.name, &path.display().to_string(), file, position.unwrap_or(0))?;
         Ok(Box::new(writer))
+    }
+
+    fn errors(&self) -> Vec<ConfigError> {
+        let unnamed = self.path.is_empty().then(|| ConfigError::new("path", "the file has no name"));
+        unnamed.into_iter().collect()
+    }
+
+    fn file(&self) -> Option<&str> {
+        Some(&self.path)
     }
 }
 

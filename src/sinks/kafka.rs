@@ -9,6 +9,7 @@
 
 use std::time::{Duration, Instant};
 
+use millstream_operators::error::ConfigError;
 use millstream_operators::kinds::Kind;
 use millstream_operators::units::Millis;
 use rdkafka::producer::Producer as _;
@@ -108,11 +109,6 @@ impl KafkaSink {
             options: Options::default(),
         }
     }
-
-    /// What is wrong with the options, without asking a broker.
-    pub fn option_errors(&self) -> Vec<OptionError> {
-        self.options.errors(Side::Producer)
-    }
 }
 
 impl KafkaSink {
@@ -139,6 +135,32 @@ impl SinkTarget for KafkaSink {
             }
             Delivery::ExactlyOnce => Box::new(Transactional::open(self, open)?),
         })
+    }
+
+    fn errors(&self) -> Vec<ConfigError> {
+        let empty =
+            |key: &str, text: &str, message: &str| text.trim().is_empty().then(|| ConfigError::new(key, message));
+        let brokers = empty("brokers", &self.brokers, "there is no broker to write to");
+        let topic = empty("topic", &self.topic, "the topic has no name");
+        let options = self.options.errors(Side::Producer).into_iter().map(OptionError::at_its_option);
+        brokers.into_iter().chain(topic).chain(options).collect()
+    }
+
+    fn one_writer(&self) -> bool {
+        false
+    }
+
+    fn commits_after_decision(&self) -> bool {
+        self.delivery == Delivery::ExactlyOnce
+    }
+
+    fn keeps(&self) -> Option<String> {
+        Some(format!("topic `{}`", self.topic))
+    }
+
+    /// How brokers are reached may change from start to start.
+    fn identity(&self) -> serde_json::Value {
+        serde_json::json!([self.topic, self.delivery])
     }
 }
 

@@ -53,7 +53,8 @@ impl Detectors {
     pub fn new(plans: &[DetectorPlan], states: &BTreeMap<String, NodeState>) -> anyhow::Result<Detectors> {
         let mut all = Vec::new();
         for plan in plans {
-            let mut detector = plan.config.build().with_context(|| format!("build detector `{}`", plan.name))?;
+            let mut detector =
+                plan.config.settings().build().with_context(|| format!("build detector `{}`", plan.name))?;
             if let Some(state) = states.get(&plan.state).and_then(|state| state.get(&0)?.last()) {
                 restore(detector.as_mut(), state)
                     .with_context(|| format!("take up the state of detector `{}`", plan.name))?;

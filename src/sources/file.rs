@@ -16,10 +16,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{BinaryBuilder, RecordBatch};
+use millstream_operators::error::ConfigError;
 use millstream_operators::kinds::Kind;
 use millstream_operators::{EventTime, Messages, Row};
 
-use crate::sources::SourceError;
+use crate::sources::{SourceError, SourceSettings};
 
 mod csv;
 mod lines;
@@ -52,6 +53,13 @@ pub struct FileSource {
 
 impl Kind for FileSource {
     const EXAMPLE: &'static str = "{ paths: [\"data/departures-*.jsonl\"] }";
+}
+
+impl SourceSettings for FileSource {
+    fn errors(&self) -> Vec<ConfigError> {
+        let none = self.paths.is_empty().then(|| ConfigError::new("paths", "there is no file to read"));
+        none.into_iter().collect()
+    }
 }
 
 /// A file of a source.

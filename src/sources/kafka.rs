@@ -15,10 +15,11 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use millstream_operators::error::ConfigError;
 use millstream_operators::kinds::Kind;
 use rdkafka::consumer::BaseConsumer;
 
-use super::{Connection, Connector, SourceError, Start};
+use super::{Connection, Connector, SourceError, SourceSettings, Start};
 use crate::kafka::{self, ClientError, Context, OptionError, Options, Side};
 
 mod connect;
@@ -68,10 +69,23 @@ impl KafkaSource {
         let topics = topics.into_iter().map(str::to_string).collect();
         KafkaSource { brokers: brokers.into(), topics, start: StartAt::default(), options: Options::default() }
     }
+}
 
-    /// What is wrong with the options, without asking a broker.
-    pub fn option_errors(&self) -> Vec<OptionError> {
-        self.options.errors(Side::Consumer)
+impl SourceSettings for KafkaSource {
+    fn errors(&self) -> Vec<ConfigError> {
+        let brokers = self.brokers.trim().is_empty();
+        let brokers = brokers.then(|| ConfigError::new("brokers", "there is no broker to ask"));
+        let topics = self.topics.is_empty().then(|| ConfigError::new("topics", "there is no topic to read"));
+        let options = self.options.errors(Side::Consumer).into_iter().map(OptionError::at_its_option);
+        brokers.into_iter().chain(topics).chain(options).collect()
+    }
+
+    fn connector(&self) -> Option<&dyn Connector> {
+        Some(self)
+    }
+
+    fn topics(&self) -> Option<&[String]> {
+        Some(&self.topics)
     }
 }
 

@@ -4,6 +4,7 @@ use arrow::array::BinaryArray;
 use millstream_operators::kinds::Kind;
 use millstream_operators::{Messages, Row};
 
+use super::SourceSettings;
 use super::file::{CHUNK_ROWS, Reading, UNTIMED};
 
 /// Records written in the topology itself, as JSON texts: for tests and examples.
@@ -17,6 +18,8 @@ pub struct MemorySource {
 impl Kind for MemorySource {
     const EXAMPLE: &'static str = "{ messages: ['{\"id\": 1}', '{\"id\": 2}'] }";
 }
+
+impl SourceSettings for MemorySource {}
 
 /// Reads the messages chunk by chunk. The offset of a message is its place in the list, from 0.
 pub struct MemoryReader {

@@ -6,12 +6,11 @@ use super::{S3, Topology};
 use crate::offline::TableKind;
 use crate::sinks::SinkKind;
 use crate::sinks::file::FileSink;
-use crate::sources::SourceKind;
 
 impl Topology {
     /// True when every source ends: such a topology is run in event-time order, to its end.
     pub fn is_bounded(&self) -> bool {
-        self.sources.values().all(|source| !matches!(source.from, SourceKind::Kafka(_)))
+        self.sources.values().all(|source| source.from.settings().connector().is_none())
     }
 
     /// The topology for a replay that writes below `out`: a Kafka sink `s` becomes the file `sinks/s.jsonl`, an offline
