@@ -1,8 +1,8 @@
 //! Models: an ONNX file becomes a [`Scorer`](millstream_operators::score::Scorer), or is refused with a reason.
 //!
 //! ```text
-//! file ─ inspect ─▶ signature ─ bind to the stream's columns ─▶ binding     no ONNX Runtime needed: `check` does this
-//!   └─── open ────▶ session ─ probe with made-up rows ──────────▶ scorer     before the first real row
+//! file ─ inspect ─▶ signature ─ bind to the stream's columns ─▶ binding     no ONNX Runtime needed
+//!   └─── open ────▶ session ─ probe with made-up rows ──────────▶ scorer     at a start, and by `check` where ONNX Runtime is
 //! ```
 //!
 //! Refused are: files that are no models, weights in other files (a version is one file and its digest), a first run
@@ -89,15 +89,16 @@ pub fn inspect(path: &Path) -> Result<ModelSignature, ModelError> {
     Ok(OnnxModel::read(path)?.signature)
 }
 
-/// Loads the model at `path`, tries it, and gives a scorer for `binding`. With `nan_allowed` it may answer NaN for some
-/// finite inputs; such rows will be rejected.
+/// Reads the model at `path` and tries it with made-up rows, in this process. With `nan_allowed` it may answer NaN for
+/// some finite inputs; such rows will be rejected.
 ///
 /// # Errors
-/// If the file is no model, ONNX Runtime is missing or does not load it, or it fails its trial.
-pub fn open(path: &Path, binding: &Binding, nan_allowed: bool) -> Result<OnnxScorer, ModelError> {
+/// If the file is no model, ONNX Runtime is missing or does not load it, or it fails its trial: takes too long, draws
+/// random numbers, lets rows depend on each other, or answers NaN without leave.
+pub fn open(path: &Path, binding: &Binding, nan_allowed: bool) -> Result<OnnxModel, ModelError> {
     let model = OnnxModel::read(path)?;
-    model.probe(binding, nan_allowed)?;
-    model.scorer(binding)
+    probe::probe(&mut model.scorer(binding)?, binding, nan_allowed, FIRST_RUN_MAX)?;
+    Ok(model)
 }
 
 impl OnnxModel {
@@ -133,15 +134,6 @@ impl OnnxModel {
     /// What the file declares.
     pub fn signature(&self) -> &ModelSignature {
         &self.signature
-    }
-
-    /// Tries the model with made-up rows, in this process.
-    ///
-    /// # Errors
-    /// If it fails, takes too long, draws random numbers, lets rows depend on each other, or answers NaN for finite
-    /// inputs and `nan_allowed` is not given.
-    pub fn probe(&self, binding: &Binding, nan_allowed: bool) -> Result<(), ModelError> {
-        probe::probe(&mut self.scorer(binding)?, binding, nan_allowed, FIRST_RUN_MAX)
     }
 
     /// A scorer for one worker.

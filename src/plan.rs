@@ -197,6 +197,8 @@ pub struct ModelPlan {
     pub digest: String,
     /// Which columns fill which inputs, and what comes out.
     pub binding: Binding,
+    /// Whether it may answer NaN for some finite inputs, and serve nevertheless.
+    pub nan_allowed: bool,
 }
 
 /// A drift detector on a column.

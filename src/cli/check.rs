@@ -1,4 +1,7 @@
 //! `millstream check`: everything that is wrong with a topology, without running it.
+//!
+//! Models are tried on made-up rows as a start would try them, where ONNX Runtime is; elsewhere a warning says that they
+//! were not.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,7 +10,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{Run, folder_of, print, print_json, say, style};
-use crate::models;
+use crate::models::{self, ModelError};
 use crate::plan::Plan;
 use crate::topology::Topology;
 use crate::topology::file::File;
@@ -27,12 +30,11 @@ impl Run for Check {
     fn run(self) -> anyhow::Result<ExitCode> {
         let file = File::open(&self.file);
         let planned = file.topology.as_ref().map(|t| Plan::around(t, &folder_of(&self.file), &file.doubtful));
-        let (plan, errors) = match planned {
-            Some(Ok(plan)) => (Some(plan), Vec::new()),
-            Some(Err(errors)) => (None, errors),
-            None => (None, Vec::new()),
+        let (errors, warnings) = match planned {
+            Some(Ok(plan)) => try_models(&plan),
+            Some(Err(errors)) => (errors, Vec::new()),
+            None => (Vec::new(), Vec::new()),
         };
-        let warnings = plan.as_ref().map(warnings).unwrap_or_default();
         let report = file.report(&errors, &warnings);
         let ok = report.errors() == 0;
         if self.json {
@@ -50,15 +52,22 @@ impl Run for Check {
     }
 }
 
-/// The plan's warnings, and one if its models could not run on this machine.
-fn warnings(plan: &Plan) -> Vec<ConfigError> {
-    let runtime = match plan.models.first() {
-        Some(model) => models::runtime::environment().err().map(|error| {
-            ConfigError::new(format!("models.{}.onnx", model.name), format!("the model was not tried: {error}"))
-        }),
-        None => None,
-    };
-    plan.warnings.iter().cloned().chain(runtime).collect()
+/// Tries the plan's models; gives an error for each that a start would refuse, and the plan's warnings, with one more if
+/// models can't be tried on this machine.
+fn try_models(plan: &Plan) -> (Vec<ConfigError>, Vec<ConfigError>) {
+    let (mut errors, mut warnings) = (Vec::new(), plan.warnings.clone());
+    for model in &plan.models {
+        let at = format!("models.{}.onnx", model.name);
+        match models::open(&model.path, &model.binding, model.nan_allowed) {
+            Ok(_) => {}
+            Err(ModelError::Runtime(error)) => {
+                warnings.push(ConfigError::new(at, format!("the model was not tried: {error}")));
+                break;
+            }
+            Err(error) => errors.push(ConfigError::new(at, error.to_string())),
+        }
+    }
+    (errors, warnings)
 }
 
 fn counted(n: usize, what: &str) -> String {

@@ -53,7 +53,8 @@ fn batch(records: RecordBatch) -> Batch {
 
 fn score(path: &std::path::Path, records: &RecordBatch, options: &ScoreOptions<'_>) -> Outputs {
     let binding = bind(&inspect(path).unwrap(), options, &records.schema()).unwrap();
-    let scorer = open(path, &binding, false).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let model = open(path, &binding, false).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let scorer = model.scorer(&binding).unwrap();
     let mut operator = Score::new("model", binding, Box::new(scorer));
     let mut out = Outputs::new(1);
     operator.process(0, batch(records.clone()), &mut out);
@@ -202,7 +203,8 @@ fn a_model_may_be_allowed_to_answer_nan_and_its_rows_are_rejected() {
     let records = RecordBatch::try_from_iter(columns).unwrap();
     let options = ScoreOptions { features: &names, keep_features: true, threshold: Some(0.5), ..Default::default() };
     let binding = bind(&inspect(&path).unwrap(), &options, &records.schema()).unwrap();
-    let mut operator = Score::new("model", binding.clone(), Box::new(open(&path, &binding, true).unwrap()));
+    let scorer = open(&path, &binding, true).unwrap().scorer(&binding).unwrap();
+    let mut operator = Score::new("model", binding.clone(), Box::new(scorer));
     let mut out = Outputs::new(1);
     operator.process(0, batch(records), &mut out);
     let scored = &out.ports[0][0];

@@ -93,7 +93,8 @@ impl<'t> Planner<'t> {
         let lineage = read.beside(answers.map(|field| (field.name().clone(), digest(&made, field.name()))));
         let output = binding.schema.clone();
         let digest = signature.digest.clone();
-        self.models.push(ModelPlan { name: name.to_string(), path, version, digest, binding });
+        let nan_allowed = model.nan_allowed;
+        self.models.push(ModelPlan { name: name.to_string(), path, version, digest, binding, nan_allowed });
         let node = Node::Score { input, model: self.models.len() - 1 };
         self.add(name, output, node, lineage);
         Some(())

@@ -17,7 +17,7 @@ use super::output::{Output, OutputContext};
 use crate::checkpoint::{Checkpoint, effect_name};
 use crate::encode::{Encoder, EncoderConfig, Headers, Value};
 use crate::metrics::catalogue::{MODEL_INFO, MODEL_LOADED};
-use crate::models::{Measured, OnnxModel};
+use crate::models::{self, Measured};
 use crate::plan::{From, Plan, SinkPlan, SourcePlan};
 use crate::provenance::Origins;
 use crate::sinks::{Commits, Open, Records, SinkKind, SinkWriter};
@@ -83,19 +83,19 @@ impl Opening<'_> {
         inboxes: Vec<Vec<Receiver<Arrival>>>,
     ) -> anyhow::Result<Vec<Seed>> {
         let (plan, board) = (self.plan, self.board);
-        let mut models = Vec::new();
+        let mut tried = Vec::new();
         for model in &plan.models {
-            let opened = OnnxModel::read(&model.path)?;
-            opened.probe(&model.binding, true).with_context(|| format!("model `{}`", model.name))?;
+            let opened = models::open(&model.path, &model.binding, model.nan_allowed)
+                .with_context(|| format!("model `{}`", model.name))?;
             MODEL_INFO.of([&model.name, &model.version, &opened.signature().digest[..8]]).set(1.0);
             MODEL_LOADED.of([&model.name, &model.version]).set(now_micros() as f64 / 1e6);
-            models.push(opened);
+            tried.push(opened);
         }
         let mut seeds = Vec::new();
         let all_outputs = self.outputs()?;
         for ((worker, inboxes), outputs) in inboxes.into_iter().enumerate().zip(all_outputs) {
             let mut scores = Vec::new();
-            for (model, opened) in plan.models.iter().zip(&models) {
+            for (model, opened) in plan.models.iter().zip(&tried) {
                 let scorer = opened.scorer(&model.binding).with_context(|| format!("model `{}`", model.name))?;
                 let scorer = Measured::new(&model.name, scorer);
                 scores.push(Some(Score::new(&model.name, model.binding.clone(), Box::new(scorer))));
