@@ -37,6 +37,7 @@ use crate::sinks::SinkKind;
 use crate::sources::SourceKind;
 use crate::topology::{Engine, EventTimeConfig, History, Topology};
 
+mod clashes;
 pub mod definitions;
 mod engine;
 mod groups;

@@ -13,7 +13,7 @@ use super::groups::Groups;
 use super::lineage::Lineage;
 use super::names::{self, Names, Reference, Section, Wanted};
 use super::{DetectorPlan, ModelPlan, Node, OfflinePlan, OutcomePlan, Plan, SinkPlan, StreamPlan};
-use super::{engine, texts, warnings};
+use super::{clashes, engine, texts, warnings};
 use crate::sources::SourceKind;
 use crate::topology::{Topology, file};
 
@@ -41,6 +41,7 @@ pub(super) fn plan(topology: &Topology, folder: &Path, doubtful: &BTreeSet<Strin
     planner.check_header();
     planner.nodes();
     planner.outputs();
+    clashes::refuse(&mut planner);
     planner.finish()
 }
 

@@ -5,6 +5,8 @@ use millstream_operators::error::ConfigError;
 use super::planner::Planner;
 use crate::sinks::SinkKind;
 use crate::sinks::kafka::Delivery;
+use crate::sources::SourceKind;
+use crate::topology::Topology;
 
 /// Adds a warning for every node whose work nobody sees, and for rejects that nobody keeps.
 pub(super) fn warn(planner: &mut Planner) {
@@ -68,5 +70,32 @@ pub(super) fn warn(planner: &mut Planner) {
             warn(path, message, "make it longer than `engine.epoch` and `engine.state_timeout` together");
         }
     }
+    found.extend(loops(topology));
     planner.warnings.extend(found);
+}
+
+/// A warning for each sink that writes to a topic which the job reads.
+fn loops(topology: &Topology) -> Vec<ConfigError> {
+    let mut found = Vec::new();
+    for (name, sink) in &topology.sinks {
+        let SinkKind::Kafka(to) = &sink.to else { continue };
+        for (source, read) in &topology.sources {
+            let SourceKind::Kafka(from) = &read.from else { continue };
+            if from.topics.contains(&to.topic) && share_a_broker(&from.brokers, &to.brokers) {
+                let path = format!("sinks.{name}.to.kafka.topic");
+                let message =
+                    format!("the source `{source}` reads `{}`: what the job writes comes back as input", to.topic);
+                let hint = "write to another topic; in a loop the job never comes to the end of its input";
+                found.push(ConfigError::new(path, message).with_hint(Some(hint.to_string())));
+            }
+        }
+    }
+    found
+}
+
+/// Whether two lists of brokers name one in common.
+fn share_a_broker(one: &str, other: &str) -> bool {
+    let brokers = |list: &'_ str| list.split(',').map(|broker| broker.trim().to_lowercase()).collect::<Vec<_>>();
+    let others = brokers(other);
+    brokers(one).iter().any(|broker| !broker.is_empty() && others.contains(broker))
 }
