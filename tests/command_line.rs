@@ -39,6 +39,9 @@ fn every_command_that_prints_results_prints_json() {
     assert_eq!(kafka.as_array().map(Vec::len), Some(2), "source and sink: {kafka}");
     assert!(kafka[0]["settings"]["properties"]["topics"].is_object(), "{kafka}");
 
+    let stddev = json(&["kinds", "stddev", "--json"]);
+    assert_eq!((&stddev[0]["family"], &stddev[0]["name"]), (&"aggregate".into(), &"stddev".into()), "{stddev}");
+
     assert_eq!(json(&["schema", "--json"])["title"], "Topology");
     assert!(json(&["plan", &score, "--json"])["nodes"].is_array());
 

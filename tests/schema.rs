@@ -93,12 +93,13 @@ fn what_the_engine_takes_the_schema_takes() {
             "source" => "SourceKind",
             "format" => "FormatKind",
             "detector" => "DetectorKind",
+            "aggregate" => "Aggregate",
             "sink" => "SinkKind",
             _ => "TableKind",
         };
         for kind in family.kinds {
-            let example = value(&format!("{}: {}", kind.info.name, kind.info.example));
-            let name = format!("example of {} {}", family.name, kind.info.name);
+            let example = value(&kind.example);
+            let name = format!("example of {} {}", family.name, kind.name);
             cases.push(json!({ "name": name, "at": format!("#/$defs/{at}"), "value": example }));
         }
     }

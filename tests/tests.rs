@@ -14,7 +14,7 @@ mod failures;
 mod flights;
 /// Sources, sinks and commands on a real broker.
 mod kafka;
-/// What holds for every kind: its example parses, it is documented.
+/// What holds for every kind: its example is taken, it is documented, it does what its family promises.
 mod kinds;
 /// The memory budget.
 mod memory;

@@ -30,15 +30,15 @@ impl Run for Kinds {
                 return Ok(ExitCode::SUCCESS);
             }
             for family in &families {
-                let names: Vec<&str> = family.kinds.iter().map(|kind| kind.info.name).collect();
+                let names: Vec<&str> = family.kinds.iter().map(|kind| kind.name).collect();
                 print(&format!("{:14} {}\n", family.name, names.join(", ")))?;
             }
             return Ok(ExitCode::SUCCESS);
         };
         let kinds = || families.iter().flat_map(|family| &family.kinds);
-        let found: Vec<&KindPage> = kinds().filter(|kind| kind.info.name == name).collect();
+        let found: Vec<&KindPage> = kinds().filter(|kind| kind.name == name).collect();
         if found.is_empty() {
-            let hint = nearest(&name, kinds().map(|kind| kind.info.name));
+            let hint = nearest(&name, kinds().map(|kind| kind.name));
             let hint = hint.unwrap_or_else(|| "`millstream kinds` lists all".to_string());
             anyhow::bail!("there is no kind `{name}`; {hint}");
         }
@@ -52,7 +52,7 @@ impl Run for Kinds {
 
 fn to_json(kind: &KindPage) -> Value {
     json!({
-        "family": kind.info.family, "name": kind.info.name, "stands": kind.stands, "example": kind.info.example,
+        "family": kind.family, "name": kind.name, "stands": kind.stands, "example": kind.example,
         "settings": kind.settings,
     })
 }

@@ -2,10 +2,11 @@
 
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use millstream_operators::decode::FormatKind;
 use millstream_operators::drift::DetectorKind;
+use millstream_operators::features::Op;
 use millstream_operators::kinds::KindInfo;
 
 use crate::offline::TableKind;
@@ -25,10 +26,14 @@ pub struct Family {
 
 /// A kind with the schema of its settings.
 pub struct KindPage {
-    /// Name and example.
-    pub info: KindInfo,
+    /// Its family's name.
+    pub family: &'static str,
+    /// Its own name.
+    pub name: &'static str,
     /// Where in a file it stands.
     pub stands: &'static str,
+    /// A complete example of what stands there.
+    pub example: String,
     /// JSON Schema of its settings.
     pub settings: Value,
 }
@@ -38,6 +43,7 @@ pub fn families() -> Vec<Family> {
     vec![
         family::<SourceKind>("source", "sources.<name>.from", SourceKind::KINDS),
         family::<FormatKind>("format", "sources.<name>.format", FormatKind::KINDS),
+        aggregates(),
         family::<DetectorKind>("detector", "drift.<name>.detector", DetectorKind::KINDS),
         family::<SinkKind>("sink", "sinks.<name>.to", SinkKind::KINDS),
         family::<TableKind>("offline store", "offline.<name>.table", TableKind::KINDS),
@@ -52,8 +58,31 @@ fn family<T: JsonSchema>(name: &'static str, stands: &'static str, kinds: &'stat
         let found = variants.iter().find_map(|variant| variant["properties"].get(info.name));
         found.cloned().unwrap_or_default()
     };
-    let kinds = kinds.iter().map(|info| KindPage { info: *info, stands, settings: settings(info) }).collect();
-    Family { name, stands, kinds }
+    let page = |info: &KindInfo| KindPage {
+        family: info.family,
+        name: info.name,
+        stands,
+        example: format!("{}: {}", info.name, info.example),
+        settings: settings(info),
+    };
+    Family { name, stands, kinds: kinds.iter().map(page).collect() }
+}
+
+/// The aggregates, which are names without settings.
+fn aggregates() -> Family {
+    let (name, stands) = ("aggregate", "features.<name>.aggregates[]");
+    let page = |op: &Op| {
+        let function = op.function();
+        let of = if function.needs_values() { "of: amount, " } else { "" };
+        KindPage {
+            family: name,
+            name: function.name(),
+            stands,
+            example: format!("{{ {of}ops: [{}], windows: [1h, 24h] }}", function.name()),
+            settings: json!({ "description": function.doc() }),
+        }
+    };
+    Family { name, stands, kinds: Op::ALL.iter().map(page).collect() }
 }
 
 /// The schema of a type in one piece, without references.
@@ -93,7 +122,7 @@ pub fn reference() -> String {
     for family in families() {
         page.push_str(&format!("\n## Kinds of {}\n\nThey stand at `{}`.\n", family.name, family.stands));
         for kind in &family.kinds {
-            page.push_str(&format!("\n### {} `{}`\n\n", family.name, kind.info.name));
+            page.push_str(&format!("\n### {} `{}`\n\n", family.name, kind.name));
             page.push_str(&kind_body(kind));
         }
     }
@@ -102,12 +131,12 @@ pub fn reference() -> String {
 
 /// The reference of one kind, in Markdown.
 pub fn kind_page(kind: &KindPage) -> String {
-    format!("# {} `{}`\n\nStands at `{}`.\n\n{}", kind.info.family, kind.info.name, kind.stands, kind_body(kind))
+    format!("# {} `{}`\n\nStands at `{}`.\n\n{}", kind.family, kind.name, kind.stands, kind_body(kind))
 }
 
 fn kind_body(kind: &KindPage) -> String {
-    let example = format!("```yaml\n{}: {}\n```\n", kind.info.name, kind.info.example);
-    format!("{}\n\n{}\n{example}", description(&kind.settings), table(&kind.settings, true))
+    let KindPage { example, settings, .. } = kind;
+    format!("{}\n\n{}\n```yaml\n{example}\n```\n", description(settings), table(settings, true))
 }
 
 fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
