@@ -112,7 +112,8 @@ impl JsonSchema for ColumnType {
     }
 }
 
-/// Smallest and largest value accepted of a numeric column. NaN is never inside a range.
+/// Smallest and largest value accepted of a numeric column. NaN is never inside a range. A bound is a float64: beyond 2^53
+/// not every whole number is one, and the nearest is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Range {

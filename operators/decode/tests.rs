@@ -69,6 +69,23 @@ fn with(field: &str) -> String {
 }
 
 #[test]
+fn whole_numbers_are_held_against_ranges_as_whole_numbers() {
+    // 2^53 + 1 is no float64: the nearest is 2^53, which is the bound.
+    let bound = 9_007_199_254_740_992_i64;
+    let mut config = config(FormatKind::default());
+    config.ranges.insert("id".into(), Range { min: Some(-0.5), max: Some(bound as f64) });
+    let mut decoder = Decoder::new(config).unwrap();
+    let now = |id: i64| good(id).replace(&(NOW + id).to_string(), &NOW.to_string());
+    for id in [bound + 1, -1] {
+        let detail = format!("`id` is {id}, not between -0.5 and {bound}");
+        rejected(&mut decoder, now(id).as_bytes(), Reason::OutOfRange, &detail);
+    }
+    let (mut rejects, texts) = (Vec::new(), [bound, 0].map(now));
+    let batch = decoder.decode(messages(texts.iter().map(|text| Some(text.as_bytes()))), Some(NOW), &mut rejects);
+    assert_eq!((batch.map(|batch| batch.len()), rejects.len()), (Some(2), 0));
+}
+
+#[test]
 fn good_messages_become_rows_in_order() {
     let payloads: Vec<String> = (0..3).map(good).collect();
     let mut rejects = Vec::new();
