@@ -5,8 +5,8 @@
 //! crash leaves files that no log entry names: garbage, which a later start sweeps.
 //!
 //! The log is written by atomic create-if-absent, so other writers (compaction, deletes) may work on the table at the same
-//! time. Writes survive the death of the process; they are not flushed to the device, so a power cut may take the newest
-//! commits.
+//! time. A commit is flushed to the device before the job is told of it, so that a loss of power takes no rows of which the
+//! job's checkpoint says that they are in the table.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -29,6 +29,7 @@ use crate::failpoint::{self, Point};
 use crate::provenance::{Origins, Provenance};
 
 mod begin;
+mod flush;
 mod sweep;
 
 /// A Delta Lake table, partitioned by the date of the event time (column `date`).
@@ -103,6 +104,7 @@ impl Feed {
 pub(super) struct Store {
     name: String,
     job: String,
+    folder: PathBuf,
     topology_hash: String,
     table: DeltaTable,
     writer: RecordBatchWriter,
@@ -128,8 +130,11 @@ impl Store {
         writable(&name, &open.path)?;
         let failed = failing(&name, "open the table");
         let mut table = at(&open.path).map_err(failed)?;
+        let mut flushed = 0;
         if table.verify_deltatable_existence().await.map_err(failed)? {
             table.load().await.map_err(failed)?;
+            // A job that was killed may have written the newest version and not flushed it.
+            flushed = table.version().unwrap_or(0);
             table = begin::reconcile_columns(&name, table, &wanted).await?;
             begin::remove_what_will_be_made_again(&name, open.job, &mut table, open.begin).await?;
             sweep::sweep(&table, &open.path).await.map_err(failing(&name, "sweep staged files"))?;
@@ -141,11 +146,13 @@ impl Store {
             let create = table.create().with_columns(kernel.fields().cloned()).with_partition_columns([DATE]);
             table = create.await.map_err(failing(&name, "make the table"))?;
         }
+        flush::log(&name, &open.path, flushed..=table.version().unwrap_or(flushed))?;
         let kept = arrow_schema(&table).map_err(failed)?;
         let writer = RecordBatchWriter::for_table(&table).map_err(failed)?;
         Ok(Store {
             name,
             job: open.job.to_owned(),
+            folder: open.path,
             topology_hash: open.topology_hash.to_owned(),
             table,
             writer,
@@ -233,6 +240,8 @@ impl Store {
             .with_application_transaction(Transaction::new(&app, epoch as i64))
             .with_metadata(about);
         let file_count = files.len() as u64;
+        flush::data(&self.name, &self.folder, &files)?;
+        let before = state.version();
         failpoint::reached(Point::TableStaged);
         let operation =
             DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(vec![DATE.into()]), predicate: None };
@@ -241,6 +250,7 @@ impl Store {
             .build(Some(state), log, operation)
             .await
             .map_err(failed)?;
+        flush::log(&self.name, &self.folder, before..=done.version)?;
         failpoint::reached(Point::TableCommitted);
         Ok(Committed::Rows { rows: contents.rows, files: file_count, conflicts: done.metrics.num_retries })
     }
