@@ -63,7 +63,7 @@ pub struct GroupConfig {
     /// that, at least 1d.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Millis>,
-    /// Whether the group's features are served by the online store.
+    /// Whether the group's features, as of each key's last event, are served by the online store.
     #[serde(default = "yes")]
     pub online: bool,
 }

@@ -208,7 +208,7 @@ async fn feature(
     };
     match found.into_iter().next().flatten() {
         Some(features) => {
-            let mut body = row(&key, Some(&features));
+            let mut body = row(&key, Some(&features), wanted.as_of);
             body["group"] = group.into();
             Json(body).into_response()
         }
@@ -269,7 +269,7 @@ fn many(serve: &Serve, group: &str, wanted: Wanted) -> Response {
     match read(serve, group, &wanted.keys, wanted.as_of) {
         Ok(found) => {
             let rows: Vec<Value> =
-                wanted.keys.iter().zip(&found).map(|(key, found)| row(key, found.as_ref())).collect();
+                wanted.keys.iter().zip(&found).map(|(key, found)| row(key, found.as_ref(), wanted.as_of)).collect();
             Json(json!({ "group": group, "rows": rows })).into_response()
         }
         Err(refused) => *refused,
@@ -288,14 +288,15 @@ fn read(serve: &Serve, group: &str, keys: &[String], as_of: Option<i64>) -> Resu
     })
 }
 
-/// One key's features. `age_seconds` is by the process's clock: how old a decision made on them now would be.
-fn row(key: &str, features: Option<&Features>) -> Value {
+/// One key's features. `age_seconds` is how long before the time asked for, or now by the process's clock, the event was that
+/// they follow from: windows end there.
+fn row(key: &str, features: Option<&Features>, as_of: Option<i64>) -> Value {
     match features {
         None => json!({ "key": key, "features": null }),
         Some(features) => json!({
             "key": key,
             "event_time": time_text(features.event_time),
-            "age_seconds": now_millis().saturating_sub(features.event_time) as f64 / 1e3,
+            "age_seconds": as_of.unwrap_or_else(now_millis).saturating_sub(features.event_time) as f64 / 1e3,
             "features": features.values,
         }),
     }

@@ -101,6 +101,10 @@ fn features_are_read_by_key_by_many_and_as_of() {
     assert!(one["age_seconds"].as_f64().expect("a number") > 1e9);
     let (_, before) = get_json(&server, "/v1/features/by_origin/JFK?as_of=1970-01-01T00:00:02Z");
     assert_eq!(before["features"], json!({ "mean": 1.5 }));
+    // A read as of a time between two events has the row of the first: it says how old that was then.
+    let (_, between) = get_json(&server, "/v1/features/by_origin/JFK?as_of=2500");
+    let age = |row: &Value| row["age_seconds"].as_f64().expect("a number");
+    assert_eq!((&between["event_time"], age(&before), age(&between)), (&before["event_time"], 1.0, 1.5));
     assert_eq!(get_json(&server, "/v1/features/by_origin/a%2Fb%7Cc").1["features"], json!({ "mean": null }));
 
     let (_, two) = get_json(&server, "/v1/features/by_origin?key=LGA&key=JFK&as_of=2500");

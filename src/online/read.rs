@@ -28,7 +28,7 @@ pub struct UnknownGroup {
 }
 
 impl OnlineStore {
-    /// The features of `keys` in `group`, in the order asked for; `None` for a key that is not there, whose newest row is
+    /// The features of `keys` in `group`, as of the last event of each, in the order asked for; `None` for a key that is not there, whose newest row is
     /// older than the group's ttl, or of which no version as old as `as_of` is kept. Without `as_of` the newest version
     /// counts.
     ///
