@@ -5,8 +5,7 @@
 
 use super::{Counter, Gauge, Histogram, Metric, MetricKind, Part, Seen, Unit};
 
-/// Most slices of one outcome that get series of their own; what is beyond is counted in
-/// `millstream_metrics_dropped_series_total`.
+/// Most values of a column that an outcome is cut by which are slices of their own; the others are one slice together.
 pub const SLICES_MAX: usize = 100;
 
 /// Buckets of times that reach a disk, a broker or a person: 1 ms to 60 s.

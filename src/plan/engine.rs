@@ -34,7 +34,11 @@ pub(super) fn check(engine: &Engine, errors: &mut Vec<ConfigError>) {
     }
     if engine.epoch < EPOCH_MIN || engine.epoch > EPOCH_MAX {
         let message = format!("an epoch of {} is not between {EPOCH_MIN} and {EPOCH_MAX}", engine.epoch);
-        refuse("epoch", message, "1s suits most; 100ms where readers wait for committed output");
+        refuse(
+            "epoch",
+            message,
+            "200ms suits most; 50ms where readers wait for committed output, 1s where nobody does",
+        );
     }
     check_state(engine, &mut refuse);
     if let Some(memory) = engine.memory.filter(|memory| *memory < MEMORY_MIN) {
