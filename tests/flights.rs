@@ -1,6 +1,7 @@
 //! The flights of 2013 out of New York, the whole year: every feature of every row against a second computation that shares
 //! nothing with the engine, how good the predictions are, how much memory it takes; and the same bytes from other numbers of
-//! workers. `FLIGHTS_DATA` names the folder of the event files.
+//! workers, and the same features whatever the order of the lines in its files. `FLIGHTS_DATA` names the folder of the event
+//! files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,11 +9,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::program::{python, replay, root, said, sink_files, summary, total};
+use super::program::{python, records, replay, root, said, sink_files, summary, total};
+use super::random::Random;
 
 const STREAMS: [&str; 5] = ["schedule", "departures", "cancellations", "arrivals", "weather"];
 /// The year is run by 2 workers, its first two months by these.
 const OTHER_WORKERS: [usize; 2] = [1, 4];
+/// Flights of January.
+const JANUARY: usize = 26_921;
 /// Peak memory of the year's run, whose state is 660,000 predictions and labels that stand for 400 days: it is not to grow
 /// with the number of files of the offline store. Measured: 730 to 810 MB, 150 of them for checkpoints.
 const MEMORY_MB_MAX: u64 = 900;
@@ -34,20 +38,27 @@ fn year() -> PathBuf {
     folder
 }
 
-/// Copies the events of January and February.
-fn two_months(of: &Path, into: &Path) {
+/// Copies the events before a month, with the lines of each file in the order that `order` gives them.
+fn before(month: &str, of: &Path, into: &Path, mut order: impl FnMut(&mut [&str])) {
     for stream in STREAMS {
         let file = format!("{stream}.jsonl");
         let text = fs::read_to_string(of.join(&file)).expect("the event files are text");
-        let end = text.find(r#"{"at":"2013-03-"#).expect("the year has a March, and time comes first in a line");
-        fs::write(into.join(&file), &text[..end]).expect("the file can be written");
+        let end =
+            text.find(&format!(r#"{{"at":"2013-{month}-"#)).expect("the month is there; time comes first in a line");
+        let mut lines: Vec<&str> = text[..end].lines().collect();
+        order(&mut lines);
+        fs::write(into.join(&file), lines.join("\n") + "\n").expect("the file can be written");
     }
 }
 
 /// Replays the topology; gives its summary and what its sinks wrote.
 fn run(data: &Path, workers: usize, out: &Path) -> (Value, BTreeMap<String, String>) {
-    let topology = root().join("topologies/flight_delays/topology.yaml");
-    let summary = summary(replay(&topology, workers, out).env("FLIGHTS_DATA", data));
+    run_of(&root().join("topologies/flight_delays/topology.yaml"), data, workers, out)
+}
+
+/// The same of another file.
+fn run_of(topology: &Path, data: &Path, workers: usize, out: &Path) -> (Value, BTreeMap<String, String>) {
+    let summary = summary(replay(topology, workers, out).env("FLIGHTS_DATA", data));
     assert_eq!(summary["ended"], "end_of_input");
     assert_eq!(total(&summary["rejects"]) + total(&summary["late"]), 0, "{}", summary["rejects"]);
     (summary, sink_files(out))
@@ -65,7 +76,7 @@ fn every_feature_of_the_year_and_its_quality() {
     std::thread::scope(|scope| {
         scope.spawn(|| judge(&year, &out.path().join("offline/predictions")));
         let months = tempfile::tempdir().expect("a folder");
-        two_months(&year, months.path());
+        before("03", &year, months.path(), |_| {});
         for workers in OTHER_WORKERS {
             let out = tempfile::tempdir().expect("a folder");
             let (_, of_months) = run(months.path(), workers, out.path());
@@ -76,6 +87,45 @@ fn every_feature_of_the_year_and_its_quality() {
             assert_eq!(of_months["predictions"].lines().count(), 51_861);
         }
     });
+}
+
+/// The topology says that its files are sorted. Files that are not are sorted in memory, and give the same features.
+#[test]
+fn shuffled_files_give_the_same_predictions() {
+    let (year, folder) = (year(), tempfile::tempdir().expect("a folder"));
+    let example = root().join("topologies/flight_delays");
+    let text = fs::read_to_string(example.join("topology.yaml")).expect("the topology");
+    let model = example.join("model.onnx");
+    let text = text.replace(", sorted: true", "").replace("onnx: model.onnx", &format!("onnx: {}", model.display()));
+    assert!(!text.contains("sorted") && text.contains(&*model.to_string_lossy()));
+    let unsorted = folder.path().join("topology.yaml");
+    fs::write(&unsorted, text).expect("a file");
+
+    let predictions = |name: &str, topology: &Path, workers: usize, order: &mut dyn FnMut(&mut [&str])| {
+        let (data, out) = (folder.path().join(name), folder.path().join(format!("{name}-out")));
+        fs::create_dir(&data).expect("a folder");
+        before("02", &year, &data, order);
+        let (_, sinks) = run_of(topology, &data, workers, &out);
+        // An id has the line of the event, which is another now.
+        let by_flight = records(&sinks["predictions"]).into_iter().map(|mut record| {
+            let fields = record.as_object_mut().expect("a record is an object");
+            assert!(fields.remove("prediction_id").is_some());
+            (fields["flight_id"].to_string(), record)
+        });
+        by_flight.collect::<BTreeMap<String, Value>>()
+    };
+    let mut random = Random(1);
+    let mut shuffle = |lines: &mut [&str]| {
+        for last in (1..lines.len()).rev() {
+            lines.swap(last, random.below(last as u64 + 1) as usize);
+        }
+    };
+    let expected = predictions("sorted", &example.join("topology.yaml"), 1, &mut |_| {});
+    let found = predictions("shuffled", &unsorted, 2, &mut shuffle);
+    assert_eq!((expected.len(), found.len()), (JANUARY, JANUARY));
+    let differ = expected.iter().filter(|(flight, expected)| found[*flight] != **expected);
+    let differ: Vec<_> = differ.map(|(flight, expected)| format!("{expected} {}", found[flight])).collect();
+    assert!(differ.is_empty(), "{} differ: {}", differ.len(), differ[..differ.len().min(5)].join("\n"));
 }
 
 /// Holds the offline table of the year's predictions against the second computation, and against what happened.
