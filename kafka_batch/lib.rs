@@ -1,5 +1,5 @@
-//! What the rdkafka crate does not offer of librdkafka: messages in batches, straight from its queues, and the end of a linger.
-//! The one crate of Millstream with unsafe code.
+//! What the rdkafka crate does not offer of librdkafka: messages in batches, straight from its queues, the end of a linger, and
+//! the ids of topics. The one crate of Millstream with unsafe code.
 //!
 //! `BaseConsumer::poll` gives one message a call, through an event with two allocations, and does not say which
 //! partition an error or an end belongs to. A [`Queue`] takes everything that waits with one call (0.24 instead of 0.43
@@ -250,6 +250,73 @@ pub fn watermarks<C: ConsumerContext>(consumer: &BaseConsumer<C>, topic: &str, p
     let known = answer == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0;
     known.then_some((low.max(0), high))
 }
+
+/// The id that brokers gave a topic when it was made, as Kafka's tools show it: one that is made anew under the name has
+/// another. `None` if they do not say it within `wait`: they are older than 2.8, or do not answer, or there is no such topic.
+pub fn topic_id<C: ConsumerContext>(consumer: &BaseConsumer<C>, topic: &str, wait: Duration) -> Option<String> {
+    let name = CString::new(topic).ok()?;
+    let wait_ms = wait.as_millis().clamp(1, 60_000) as i32;
+    let client = consumer.client().native_ptr();
+    // SAFETY: the client is alive. Options, names and queue are made here, are no null (librdkafka ends the process when memory
+    // is out), and live until the calls that use them have returned; an answer that comes later finds the queue closed.
+    let answer = unsafe {
+        let options =
+            sys::rd_kafka_AdminOptions_new(client, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS);
+        // A time within the limits is not refused, and without one the default would do as well.
+        sys::rd_kafka_AdminOptions_set_request_timeout(options, wait_ms, ptr::null_mut(), 0);
+        let topics = sys::rd_kafka_TopicCollection_of_topic_names([name.as_ptr()].as_mut_ptr(), 1);
+        let queue = sys::rd_kafka_queue_new(client);
+        sys::rd_kafka_DescribeTopics(client, topics, options, queue);
+        let answer = sys::rd_kafka_queue_poll(queue, wait_ms);
+        sys::rd_kafka_queue_destroy(queue);
+        sys::rd_kafka_TopicCollection_destroy(topics);
+        sys::rd_kafka_AdminOptions_destroy(options);
+        answer
+    };
+    Answer(NonNull::new(answer)?).topic_id()
+}
+
+/// An answer to a request, ours to free.
+struct Answer(NonNull<sys::rd_kafka_event_t>);
+
+impl Answer {
+    /// The id of the one topic that was asked for.
+    fn topic_id(&self) -> Option<String> {
+        let mut count = 0;
+        // SAFETY: the event is alive; of another kind it has no such result, which is null.
+        let topics = unsafe {
+            let result = sys::rd_kafka_event_DescribeTopics_result(self.0.as_ptr());
+            if result.is_null() || sys::rd_kafka_event_error(self.0.as_ptr()) != NO_ERROR {
+                return None;
+            }
+            sys::rd_kafka_DescribeTopics_result_topics(result, &mut count)
+        };
+        if topics.is_null() || count == 0 {
+            return None;
+        }
+        // SAFETY: there is a topic, whose description lives as long as the event, as does its id; an error may be null.
+        let (id, text) = unsafe {
+            let topic = *topics;
+            if sys::rd_kafka_error_code(sys::rd_kafka_TopicDescription_error(topic)) != NO_ERROR {
+                return None;
+            }
+            let id = sys::rd_kafka_TopicDescription_topic_id(topic);
+            let bits = [sys::rd_kafka_Uuid_most_significant_bits(id), sys::rd_kafka_Uuid_least_significant_bits(id)];
+            (bits, CStr::from_ptr(sys::rd_kafka_Uuid_base64str(id)))
+        };
+        // Brokers that know of no ids say 0.
+        (id != [0, 0]).then(|| text.to_string_lossy().into_owned())
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // SAFETY: the event is ours and is not used again.
+        unsafe { sys::rd_kafka_event_destroy(self.0.as_ptr()) };
+    }
+}
+
+const NO_ERROR: sys::rd_kafka_resp_err_t = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
 
 /// Has a producer send what it has at once instead of lingering over it, and waits up to `wait`, at least a millisecond, until
 /// the brokers have acknowledged it *and* another thread has taken the reports. Who has no other thread takes them afterwards.

@@ -180,6 +180,7 @@ impl Change {
         });
         progress.positions.retain(|source, _| kept("sources", source));
         progress.event_times.retain(|source, _| kept("sources", source));
+        progress.topics.retain(|source, _| kept("sources", source));
         for (name, topics) in topics(plan).into_iter().filter(|_| !bounded) {
             let reads = |(topic, _): &(String, i32)| topics.contains(topic);
             if let Some(positions) = progress.positions.get_mut(name) {
@@ -187,6 +188,9 @@ impl Change {
             }
             if let Some(times) = progress.event_times.get_mut(name) {
                 times.retain(|partition, _| reads(partition));
+            }
+            if let Some(known) = progress.topics.get_mut(name) {
+                known.retain(|topic, _| topics.contains(topic));
             }
         }
         let first = progress.epoch + 1;

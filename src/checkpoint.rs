@@ -32,7 +32,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::failpoint::{self, Point};
-use crate::sources::Positions;
+use crate::sources::{Positions, Topics};
 use compact::Compaction;
 use manifest::{Manifest, Start};
 use segment::{Appender, Mark, Stored, Summary};
@@ -62,8 +62,8 @@ pub use storage::Place;
 pub use transfer::export;
 
 /// The format this build writes.
-pub const FORMAT: u32 = 4;
-/// The oldest format this build reads: without parts in rows of state, which the segments of both may hold otherwise alike.
+pub const FORMAT: u32 = 5;
+/// The oldest format this build reads. Format 3 has no parts in rows of state, 3 and 4 say nothing of topics.
 const FORMAT_OLDEST: u32 = 3;
 /// Checkpoints that are kept.
 const KEPT: usize = 2;
@@ -110,6 +110,8 @@ pub struct Progress {
     pub epoch: u64,
     /// Where each source goes on, by its name.
     pub positions: BTreeMap<String, Positions>,
+    /// What each source of topics knew of them, by its name.
+    pub topics: BTreeMap<String, Topics>,
     /// The newest event time of each partition of each source.
     pub event_times: BTreeMap<String, EventTimes>,
     /// How much each file sink held, by its name.

@@ -21,7 +21,7 @@ pub mod memory;
 pub mod partitions;
 pub mod status;
 
-pub use partitions::{Partitions, Positions};
+pub use partitions::{Partitions, Positions, Topic, Topics};
 pub use status::{Connection, Status};
 
 kinds! {
@@ -121,6 +121,8 @@ pub struct Start {
     pub idle_after: std::time::Duration,
     /// Where to go on: the next offset of each partition. A partition that is not named starts at the kind's default.
     pub positions: Positions,
+    /// What was known of the topics when these were the positions.
+    pub topics: Topics,
     /// One inbox for each worker of this process.
     pub ports: Vec<Port>,
     /// How the workers are spread over processes. Partition p belongs to worker p % shape.total().

@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use millstream::cluster::Shape;
 use millstream::kafka::Options;
 use millstream::sources::kafka::{KafkaSource, StartAt};
-use millstream::sources::{Arrival, Connector, Partitions, Port, Positions, SourceError, Start, Status};
+use millstream::sources::{Arrival, Connector, Partitions, Port, Positions, SourceError, Start, Status, Topics};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -97,6 +97,17 @@ fn delete_before(brokers: &str, topic: &str, partition: i32, offset: i64) {
     ask(admin(brokers).delete_records(&list, &options())).unwrap();
 }
 
+/// Deletes a topic, and waits until it is gone.
+fn delete(brokers: &str, topic: &str) {
+    ask(admin(brokers).delete_topics(&[topic], &options())).unwrap().remove(0).unwrap();
+    let consumer: BaseConsumer = client(brokers).create().unwrap();
+    let deadline = Instant::now() + LONG;
+    let is_there = || consumer.fetch_metadata(None, LONG).unwrap().topics().iter().any(|found| found.name() == topic);
+    while is_there() {
+        assert!(Instant::now() < deadline, "{topic} is still there");
+    }
+}
+
 /// Writes messages (partition, value) and waits until all are there.
 fn write<'a>(brokers: &str, topic: &str, messages: impl IntoIterator<Item = (i32, &'a [u8])>) {
     let stamped = messages.into_iter().enumerate();
@@ -143,6 +154,7 @@ struct Setup {
     workers: usize,
     start: StartAt,
     positions: Positions,
+    topics: Topics,
     message_size_max: usize,
     idle_after: Duration,
     options: BTreeMap<String, String>,
@@ -154,6 +166,7 @@ impl Default for Setup {
             workers: 1,
             start: StartAt::Earliest,
             positions: Positions::default(),
+            topics: Topics::new(),
             message_size_max: 1 << 20,
             idle_after: Duration::from_secs(3600),
             options: BTreeMap::new(),
@@ -200,6 +213,7 @@ impl Source {
             message_size_max: setup.message_size_max,
             idle_after: setup.idle_after,
             positions: setup.positions,
+            topics: setup.topics,
             shape: Shape::single(setup.workers),
             ports: senders.into_iter().map(|sender| Port::new(sender, Box::new(|| {}))).collect(),
             partitions: partitions.clone(),
@@ -282,7 +296,8 @@ impl Source {
             self.until("end", |source| source.ended == workers || source.thread.is_finished());
         }
         let result = self.thread.join().unwrap();
-        (Stopped { got: self.got, positions: self.positions, ended: self.ended }, result)
+        let topics = self.status.topics();
+        (Stopped { got: self.got, positions: self.positions, topics, ended: self.ended }, result)
     }
 
     /// Waits for the source to fail by itself.
@@ -300,6 +315,7 @@ impl Source {
 struct Stopped {
     got: Vec<Got>,
     positions: Positions,
+    topics: Topics,
     ended: usize,
 }
 

@@ -6,7 +6,7 @@ use millstream_operators::state::rows;
 
 use super::*;
 use crate::checkpoint::{EventTimes, Progress, effect_name};
-use crate::sources::Positions;
+use crate::sources::{Positions, Topic};
 use crate::topology::file::File;
 
 /// Two sources, a prepared stream, groups, a vector that reads one of them, a detector, an outcome, outputs.
@@ -65,6 +65,8 @@ fn checkpoint(plan: &Plan) -> Checkpoint {
         let at: BTreeMap<(String, i32), i64> = topics.iter().map(|topic| ((topic.clone(), 0), 5)).collect();
         progress.event_times.insert(source.to_string(), at.clone() as EventTimes);
         progress.positions.insert(source.to_string(), Positions(at));
+        let known = |topic: &String| (topic.clone(), Topic { id: Some(format!("id of {topic}")), partitions: 1 });
+        progress.topics.insert(source.to_string(), topics.iter().map(known).collect());
     }
     let mut checkpoint = Checkpoint { progress, ..Checkpoint::default() };
     for node in plan.definitions().into_keys() {
@@ -235,9 +237,11 @@ fn a_start_takes_up_what_is_kept_and_nothing_else() {
         progress.committed.retain(|effect, _| kept(effect.trim_end_matches("/0")));
         progress.positions.retain(|source, _| kept(&format!("sources.{source}")));
         progress.event_times.retain(|source, _| kept(&format!("sources.{source}")));
+        progress.topics.retain(|source, _| kept(&format!("sources.{source}")));
         if new == "topics: [payments]" {
             progress.positions.get_mut("payments").unwrap().0.remove(&("refunds".to_string(), 0));
             progress.event_times.get_mut("payments").unwrap().remove(&("refunds".to_string(), 0));
+            progress.topics.get_mut("payments").unwrap().remove("refunds");
         }
         let since = |node: &String| if kept(&group(node)) { 0 } else { 40 };
         let defined = |(node, digest): (String, String)| (node.clone(), Defined { since: since(&node), digest });

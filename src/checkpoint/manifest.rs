@@ -15,7 +15,7 @@ use super::error::CheckpointError;
 use super::segment::{Summary, digits};
 use super::storage::Storage;
 use super::{Definitions, EventTimes, FORMAT, FORMAT_OLDEST, Progress};
-use crate::sources::Positions;
+use crate::sources::{Positions, Topics};
 
 /// The state of all nodes at the end of an epoch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,6 +58,9 @@ pub(super) struct Manifest {
     pub origin: Option<String>,
     /// By source.
     pub positions: BTreeMap<String, Vec<Position>>,
+    /// By source.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    topics: BTreeMap<String, Topics>,
     /// By source.
     event_times: BTreeMap<String, Vec<Newest>>,
     sinks: BTreeMap<String, u64>,
@@ -153,6 +156,7 @@ impl Manifest {
             origin: None,
             positions: positions.map(|(name, of)| (name.clone(), of.0.iter().map(position).collect())).collect(),
             event_times: event_times.map(|(name, of)| (name.clone(), of.iter().map(newest).collect())).collect(),
+            topics: progress.topics.clone(),
             sinks: progress.sinks.clone(),
             committed: progress.committed.clone(),
             definitions: progress.definitions.clone(),
@@ -257,6 +261,7 @@ impl Manifest {
             epoch: self.epoch,
             positions: positions.collect(),
             event_times: event_times.collect(),
+            topics: self.topics.clone(),
             sinks: self.sinks.clone(),
             committed: self.committed.clone(),
             definitions: self.definitions.clone(),

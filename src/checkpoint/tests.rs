@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::storage::Created;
 use super::*;
+use crate::sources::Topic;
 
 mod faults;
 mod folder;
@@ -53,10 +54,17 @@ fn progress(epoch: u64) -> Progress {
         epoch,
         positions: [("flights".to_string(), positions)].into(),
         event_times: [("flights".to_string(), [(("trips".to_string(), 3), i64::MIN)].into())].into(),
+        topics: [("flights".to_string(), topics())].into(),
         sinks: [("out".to_string(), 4096)].into(),
         committed: [(effect_name("sinks.kafka \"quoted\"", 1), epoch - 1)].into(),
         definitions: definitions(&[("card", 0), ("é", 0), ("sinks.kafka \"quoted\"", 0)]),
     }
+}
+
+/// A topic with an id, and one of brokers that know of none.
+fn topics() -> Topics {
+    let topic = |id: Option<&str>| Topic { id: id.map(str::to_string), partitions: 4 };
+    [("trips".to_string(), topic(Some("k5t0-_Yb"))), ("old".to_string(), topic(None))].into()
 }
 
 /// Nodes and since when they are there.
@@ -260,8 +268,8 @@ fn errors_name_the_file_and_what_to_do() {
     };
     let (newer, older) = (format!("\"format\": {}", FORMAT + 1), format!("\"format\": {}", FORMAT_OLDEST - 1));
     let (newer, older): (&'static str, &'static str) = (newer.leak(), older.leak());
-    check_error(replace("\"format\": 4", newer), "was written by a newer Millstream");
-    check_error(replace("\"format\": 4", older), "was written by an older Millstream");
+    check_error(replace("\"format\": 5", newer), "was written by a newer Millstream");
+    check_error(replace("\"format\": 5", older), "was written by an older Millstream");
     check_error(replace("4096", "4097"), "2.json: does not have its checksum; the checkpoint is damaged");
     check_error(replace("{", "["), "2.json: is not a manifest");
     check_error(

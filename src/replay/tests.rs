@@ -14,7 +14,7 @@ use super::*;
 use crate::cluster::Shape;
 use crate::runtime::time::epoch_of;
 use crate::sources::file::{UNTIMED, find_files};
-use crate::sources::{Arrival, Start};
+use crate::sources::{Arrival, Start, Topics};
 
 /// Decodes `<event time> <value>`; an event time of `-` is the one of a source without event times.
 fn decode(chunk: Chunk, rejects: &mut Vec<Reject>) -> Result<Option<Batch>, String> {
@@ -313,6 +313,7 @@ fn a_file_beside_a_live_source_is_read_on_arrival() {
         message_size_max: 100,
         idle_after: std::time::Duration::ZERO,
         positions: Positions::default(),
+        topics: Topics::new(),
         ports: vec![Port::new(sender, Box::new(|| {}))],
         shape: Shape::single(1),
         partitions: Arc::default(),

@@ -114,6 +114,7 @@ impl Board {
             message_size_max: source.message_size_max,
             idle_after,
             positions: from.progress.positions.get(name).cloned().unwrap_or_default(),
+            topics: from.progress.topics.get(name).cloned().unwrap_or_default(),
             ports,
             shape: self.shape,
             partitions: self.partitions.clone(),

@@ -364,6 +364,13 @@ impl Gathering {
                 self.changed |= before.as_ref() != Some(&positions);
             }
         }
+        for ((stream, _), status) in self.start.plan.sources().zip(&self.start.board.statuses) {
+            let topics = status.topics();
+            if !topics.is_empty() && self.progress.topics.get(&stream.name) != Some(&topics) {
+                self.progress.topics.insert(stream.name.clone(), topics);
+                self.changed = true;
+            }
+        }
         self.progress.committed.clear();
         for (writers, sink) in self.writers.iter().zip(&self.start.plan.sinks) {
             for part in 0..writers.count {

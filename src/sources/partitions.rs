@@ -10,6 +10,19 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Positions(pub BTreeMap<(String, i32), i64>);
 
+/// What a source knows of a topic beside its positions, for later starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Topic {
+    /// The id that its brokers gave it: a topic that is made anew under the name has another. `None` if they did not say it.
+    pub id: Option<String>,
+    /// How many partitions it had when the source began to read it. Those that were added later begin at their beginning.
+    pub partitions: i32,
+}
+
+/// Topics by name.
+pub type Topics = BTreeMap<String, Topic>;
+
 /// A partition by its names, as processes tell each other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Named {

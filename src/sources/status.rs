@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::Positions;
+use super::{Positions, Topics};
 
 /// How a source stands with the outside world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -25,6 +25,7 @@ pub enum Connection {
 pub struct Status {
     connection: AtomicU8,
     committed: Mutex<Option<Positions>>,
+    topics: Mutex<Topics>,
 }
 
 impl Status {
@@ -44,6 +45,16 @@ impl Status {
         let before = self.connection();
         self.connection.store(connection as u8, Ordering::Relaxed);
         before
+    }
+
+    /// What the source knows of its topics; nothing before its first contact.
+    pub fn topics(&self) -> Topics {
+        self.topics.lock().expect("no thread panics while it holds the topics").clone()
+    }
+
+    /// Says what is known of the topics, for the next checkpoint (called by the source, before it hands over anything).
+    pub fn set_topics(&self, topics: Topics) {
+        *self.topics.lock().expect("no thread panics while it holds the topics") = topics;
     }
 
     /// Tells the source which positions a checkpoint holds. A source whose system has a place for them (a Kafka consumer

@@ -216,6 +216,39 @@ fn partitions_that_are_added_are_read_from_their_beginning() {
 }
 
 #[test]
+fn partitions_that_are_added_while_the_job_is_down_are_read_and_a_topic_made_anew_is_not() {
+    let service = service().set("START", "latest");
+    let mut running = run(&service, 2);
+    let deadline = Instant::now() + LONG;
+    while !running.err().contains("\"reading\"") {
+        assert!(running.runs() && Instant::now() < deadline, "{}", running.err());
+    }
+    produce(&service, 0..30);
+    service.until("predictions", 30, &mut running);
+    running.terminate();
+    assert_eq!(total(&read_summary(&running.end())["events"]), 30);
+
+    let topic = service.topic("payments");
+    add_partitions(&service.brokers, &topic, 4);
+    let payment = |id| format!("{{\"id\":\"{id}\",\"amount\":1,\"balance\":1,\"age_days\":1,\"hour\":1}}");
+    let added: Vec<String> = (0..10).map(|n| payment(format!("added-{n}"))).collect();
+    write(&service.brokers, &topic, added.iter().map(|value| (3, value.as_bytes())));
+    let mut running = run(&service, 1);
+    service.until("predictions", 40, &mut running);
+    running.terminate();
+    assert_eq!(total(&read_summary(&running.end())["events"]), 10);
+
+    // It has more than was read of the one before: no position is beyond its end.
+    delete(&service.brokers, &topic);
+    create(&service.brokers, &topic, 4, &[]);
+    service.send("payments", 4, (0..100).map(|n| payment(format!("anew-{n}"))));
+    let said = run(&service, 1).end();
+    assert_eq!(said.status.code(), Some(3), "{}", said.err);
+    assert!(said.err.contains("the topic was made anew: its id was "), "{}", said.err);
+    assert_eq!(service.consume("predictions").len(), 40);
+}
+
+#[test]
 fn a_message_of_any_size_becomes_a_dead_letter_that_its_topic_takes() {
     let service = Service::new(brokers(), "live").create([("predictions", 1), ("rejects", 1)]);
     create(&service.brokers, &service.topic("payments"), 1, &[("max.message.bytes", "4000000")]);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use millstream::sources::kafka::StartAt;
-use millstream::sources::{Connection, Positions, SourceError};
+use millstream::sources::{Connection, Positions, SourceError, Topics};
 
 use super::*;
 
@@ -65,6 +65,89 @@ fn a_source_that_starts_at_the_end_keeps_the_place_of_an_empty_partition() {
     let mut second = Source::start(&brokers, &[&topic], setup);
     second.until_messages(10);
     second.stop().1.unwrap();
+}
+
+#[test]
+fn partitions_that_are_added_while_nobody_reads_begin_at_their_beginning() {
+    let (brokers, topic) = (brokers(), unique("grown"));
+    create(&brokers, &topic, 2, &[]);
+    write_numbers(&brokers, &topic, 2, 0..10);
+    let latest = Setup { start: StartAt::Latest, ..Setup::default() };
+    let mut first = Source::start(&brokers, &[&topic], latest.clone());
+    first.until("two positions", |source| source.positions.0.len() == 2);
+    let (first, result) = first.stop();
+    result.unwrap();
+    assert_eq!(first.topics[&topic].partitions, 2);
+    add_partitions(&brokers, &topic, 3);
+    write(&brokers, &topic, [(2, b"10".as_slice()), (2, b"11")]);
+    // As a checkpoint of this build says it, and as one of an older build does.
+    for topics in [first.topics.clone(), Topics::new()] {
+        let setup = Setup { positions: first.positions.clone(), topics, ..latest.clone() };
+        let mut second = Source::start(&brokers, &[&topic], setup);
+        second.until_messages(2);
+        let (second, result) = second.stop();
+        result.unwrap();
+        assert_eq!(numbers(&second.got), [(2, vec![10, 11])].into());
+        assert_eq!(second.topics[&topic].partitions, 2, "that one was added is known for good");
+    }
+    // A start that was killed before it had the position of each partition has not read from them either.
+    let mut positions = first.positions.clone();
+    positions.0.remove(&(topic.clone(), 1));
+    let mut third = Source::start(&brokers, &[&topic], Setup { positions, topics: first.topics, ..latest });
+    third.until("three positions", |source| source.positions.0.len() == 3 && source.got.len() == 2);
+    assert_eq!(third.positions.0[&(topic, 1)], 5);
+    third.stop().1.unwrap();
+}
+
+#[test]
+fn a_topic_that_was_made_anew_is_a_gap_however_far_it_has_grown() {
+    let (brokers, topic) = (brokers(), unique("anew"));
+    create(&brokers, &topic, 1, &[]);
+    write_numbers(&brokers, &topic, 1, 0..10);
+    let mut first = Source::start(&brokers, &[&topic], Setup::default());
+    first.until_messages(10);
+    let (first, result) = first.stop();
+    result.unwrap();
+    let known = first.topics[&topic].id.clone().expect("the broker says the topic's id");
+    delete(&brokers, &topic);
+    create(&brokers, &topic, 1, &[]);
+    write_numbers(&brokers, &topic, 1, 0..30);
+    let setup = Setup { positions: first.positions, topics: first.topics, ..Setup::default() };
+    match Source::start(&brokers, &[&topic], setup.clone()).failure() {
+        SourceError::Gap { partition: 0, position: 10, detail, .. } => {
+            assert!(detail.starts_with(&format!("the topic was made anew: its id was {known} and is ")), "{detail}");
+        }
+        other => panic!("{other}"),
+    }
+    // Nothing was read of the topic that is gone: nothing is missed.
+    let positions = Positions([((topic.clone(), 0), 0)].into());
+    let mut second = Source::start(&brokers, &[&topic], Setup { positions, ..setup });
+    second.until_messages(30);
+    let (second, result) = second.stop();
+    result.unwrap();
+    assert_ne!(second.topics[&topic].id.as_ref(), Some(&known));
+}
+
+#[test]
+fn a_topic_that_is_deleted_while_it_is_read_ends_the_source_and_one_made_anew_does_too() {
+    let (brokers, deleted, anew) = (brokers(), unique("deleted"), unique("replaced"));
+    let read = |topic: &str| {
+        create(&brokers, topic, 1, &[]);
+        write_numbers(&brokers, topic, 1, 0..10);
+        let mut source = Source::start(&brokers, &[topic], Setup::default());
+        source.until_messages(10);
+        delete(&brokers, topic);
+        source
+    };
+    let source = read(&deleted);
+    let replaced = read(&anew);
+    create(&brokers, &anew, 1, &[]);
+    write_numbers(&brokers, &anew, 1, 0..30);
+    // It is told by the id, or by the position, if that was looked for before the new topic had grown past it.
+    let error = replaced.failure();
+    assert!(matches!(error, SourceError::Gap { partition: 0, .. }), "{error}");
+    let error = source.failure().to_string();
+    assert!(error.contains("it was deleted while it was read: topic"), "{error}");
 }
 
 #[test]

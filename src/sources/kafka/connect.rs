@@ -1,13 +1,15 @@
 //! The first contact: waits for a broker, finds the partitions, and decides where each begins.
 
+use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use millstream_kafka_batch::topic_id;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::{Halt, KafkaSource, StartAt};
 use crate::kafka::{self, ClientError, Context};
-use crate::sources::{Positions, SourceError};
+use crate::sources::{Positions, SourceError, Topic, Topics};
 
 /// One try to reach a broker.
 const TRY: Duration = Duration::from_secs(2);
@@ -33,22 +35,56 @@ pub(super) struct Contact<'a> {
 }
 
 impl Contact<'_> {
-    /// Every partition of every topic with the offset to begin at; `None` if the job stopped meanwhile.
+    /// Every partition of every topic with the offset to begin at, and what is known of the topics now, where `known` was at
+    /// the `positions`; `None` if the job stopped meanwhile.
     ///
     /// # Errors
-    /// A topic that is missing, a position that is gone, a client that is not let in.
-    pub fn begin(&self, positions: &Positions) -> Result<Option<Vec<Begin>>, SourceError> {
-        let mut begin = Vec::new();
+    /// A topic that is missing or another one, a position that is gone, a client that is not let in.
+    pub fn begin(&self, positions: &Positions, known: &Topics) -> Result<Option<(Vec<Begin>, Topics)>, SourceError> {
+        let (mut begin, mut topics) = (Vec::new(), Topics::new());
         for topic in &self.source.topics {
             let Some(count) = self.wait_for_topic(topic)? else { return Ok(None) };
             self.check_count(topic, count, positions)?;
+            let resumed: BTreeMap<i32, i64> = of_topic(topic, positions).collect();
+            let id = known.get(topic).and_then(|known| known.id.as_deref());
+            let id = self.check_id(topic, id, resumed.iter().map(|(partition, position)| (*partition, *position)))?;
+            // A checkpoint of an older build does not say how many there were: as many as have a position.
+            let with_position = resumed.last_key_value().map(|(last, _)| last + 1);
+            let partitions = known.get(topic).map(|known| known.partitions).or(with_position).unwrap_or(count);
             for partition in 0..count {
-                let resumed = positions.0.get(&(topic.clone(), partition)).copied();
-                let Some(position) = self.position(topic, partition, resumed)? else { return Ok(None) };
+                let start = if partition < partitions { self.source.start } else { StartAt::Earliest };
+                let resumed = resumed.get(&partition).copied();
+                let Some(position) = self.position(topic, partition, resumed, start)? else { return Ok(None) };
                 begin.push(Begin { topic: topic.clone(), partition, position });
             }
+            topics.insert(topic.clone(), Topic { id, partitions });
         }
-        Ok(Some(begin))
+        Ok(Some((begin, topics)))
+    }
+
+    /// The id of a topic, as far as brokers say it, else the one that is `known`. Positions in another topic of the name mean
+    /// nothing in this one, whether they exist in it or not.
+    ///
+    /// # Errors
+    /// If it is another one, and something was read of the one that is known.
+    pub fn check_id(
+        &self,
+        topic: &str,
+        known: Option<&str>,
+        mut positions: impl Iterator<Item = (i32, i64)>,
+    ) -> Result<Option<String>, SourceError> {
+        let now = topic_id(self.consumer, topic, TRY);
+        let (Some(known), Some(id)) = (known, &now) else { return Ok(now.or_else(|| known.map(str::to_owned))) };
+        match positions.find(|(_, position)| *position > 0).filter(|_| known != id) {
+            Some((partition, position)) => Err(SourceError::Gap {
+                name: self.name.into(),
+                topic: topic.into(),
+                partition,
+                position,
+                detail: format!("the topic was made anew: its id was {known} and is {id}"),
+            }),
+            None => Ok(now),
+        }
     }
 
     /// The partitions of `topic` beyond the first `known`, each from its beginning; `None` if nobody answers just now.
@@ -91,10 +127,16 @@ impl Contact<'_> {
         })
     }
 
-    /// Where to begin: the position resumed from, if it is still there, else what the source says.
-    fn position(&self, topic: &str, partition: i32, resumed: Option<i64>) -> Result<Option<i64>, SourceError> {
+    /// Where to begin: the position resumed from, if it is still there, else at `start`.
+    fn position(
+        &self,
+        topic: &str,
+        partition: i32,
+        resumed: Option<i64>,
+        start: StartAt,
+    ) -> Result<Option<i64>, SourceError> {
         let Some((low, high)) = self.retry(|| self.watermarks(topic, partition))? else { return Ok(None) };
-        match (resumed, self.source.start) {
+        match (resumed, start) {
             (Some(position), _) if position < low || position > high => Err(SourceError::Gap {
                 name: self.name.into(),
                 topic: topic.into(),
@@ -110,13 +152,12 @@ impl Contact<'_> {
 
     /// A position of a partition that the topic no longer has is a gap, too.
     fn check_count(&self, topic: &str, count: i32, positions: &Positions) -> Result<(), SourceError> {
-        let from = (topic.to_owned(), count);
-        match positions.0.range(from..).next().filter(|((t, _), _)| t == topic) {
-            Some(((_, partition), position)) => Err(SourceError::Gap {
+        match of_topic(topic, positions).find(|(partition, _)| *partition >= count) {
+            Some((partition, position)) => Err(SourceError::Gap {
                 name: self.name.into(),
                 topic: topic.into(),
-                partition: *partition,
-                position: *position,
+                partition,
+                position,
                 detail: format!("the topic has {count} partitions now: it was made anew"),
             }),
             None => Ok(()),
@@ -152,6 +193,12 @@ impl Contact<'_> {
         }
         Ok(None)
     }
+}
+
+/// The positions of a topic's partitions.
+fn of_topic<'a>(topic: &'a str, positions: &'a Positions) -> impl Iterator<Item = (i32, i64)> + 'a {
+    let of_topic = positions.0.range((topic.to_owned(), 0)..).take_while(move |((name, _), _)| name == topic);
+    of_topic.map(|((_, partition), position)| (*partition, *position))
 }
 
 fn there(low: i64, high: i64) -> String {

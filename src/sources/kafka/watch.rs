@@ -17,7 +17,7 @@ use super::{Halt, KafkaSource, Tracked};
 use crate::cluster::Shape;
 use crate::kafka::{ClientError, Context};
 use crate::metrics::catalogue;
-use crate::sources::{Connection, Partitions, Positions, SourceError, Start, Status};
+use crate::sources::{Connection, Partitions, Positions, SourceError, Start, Status, Topics};
 
 /// How long the thread waits for events of the client before it looks at everything else.
 const TURN: Duration = Duration::from_millis(100);
@@ -32,7 +32,7 @@ pub(super) fn run(source: &KafkaSource, consumer: Arc<BaseConsumer<Context>>, st
     let Start { name, ports, shape, partitions, stop, status, idle_after, message_size_max, .. } = start;
     let halt = Halt { asked: stop, broken: AtomicBool::new(false) };
     let contact = Contact { source, name: &name, consumer: &consumer, halt: &halt };
-    let begin = contact.begin(&start.positions)?;
+    let begin = contact.begin(&start.positions, &start.topics)?;
     let paused: Vec<AtomicBool> = ports.iter().map(|_| AtomicBool::new(false)).collect();
     let mut lanes = Vec::new();
     thread::scope(|scope| {
@@ -55,9 +55,15 @@ pub(super) fn run(source: &KafkaSource, consumer: Arc<BaseConsumer<Context>>, st
             lanes,
             tracked: Vec::new(),
             known: HashMap::new(),
+            topics: Topics::new(),
         };
         let watched = match begin {
-            Some(begin) => watch.run(begin, &status, &paused),
+            Some((begin, topics)) => {
+                // Before any position: a checkpoint that has one knows the topic as well.
+                status.set_topics(topics.clone());
+                watch.topics = topics;
+                watch.run(begin, &status, &paused)
+            }
             None => Ok(()),
         };
         if watched.is_err() {
@@ -89,6 +95,8 @@ struct Watch<'a> {
     tracked: Vec<Arc<Tracked>>,
     /// How many partitions of each topic there are, whoever reads them.
     known: HashMap<String, usize>,
+    /// What was known of the topics at the first contact.
+    topics: Topics,
 }
 
 impl Watch<'_> {
@@ -111,7 +119,7 @@ impl Watch<'_> {
                 figures.publish(self.contact.consumer, &self.tracked, paused);
             }
             if discovered.elapsed() >= DISCOVER_EVERY {
-                self.discover(&mut missing)?;
+                self.discover(&mut missing, status)?;
                 discovered = Instant::now();
             }
             let now = if context.is_down() { Connection::Lost } else { Connection::Reading };
@@ -152,13 +160,14 @@ impl Watch<'_> {
     }
 
     /// Looks for partitions that were added, and for topics that were deleted.
-    fn discover(&mut self, missing: &mut HashMap<String, Instant>) -> Result<(), SourceError> {
+    fn discover(&mut self, missing: &mut HashMap<String, Instant>, status: &Status) -> Result<(), SourceError> {
         for topic in &self.contact.source.topics {
             let known = self.known.get(topic).copied().unwrap_or(0);
             match self.contact.added(topic, i32::try_from(known).unwrap_or(i32::MAX)) {
                 Ok(Some(begin)) => {
                     self.contact.consumer.context().up();
                     missing.remove(topic);
+                    self.check_id(topic, status)?;
                     if !begin.is_empty() {
                         tracing::info!(source = self.name, topic, added = begin.len(), "partitions were added");
                         self.assign(begin)?;
@@ -176,6 +185,27 @@ impl Watch<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A topic that was made anew while it was read may have grown past a position already: nothing else would show it.
+    fn check_id(&mut self, topic: &str, status: &Status) -> Result<(), SourceError> {
+        let Some(known) = self.topics.get_mut(topic) else { return Ok(()) };
+        let of_it = self.tracked.iter().filter(|tracked| *tracked.topic == *topic);
+        let positions = of_it.map(|tracked| (tracked.partition, tracked.position.load(Relaxed)));
+        let id = self.contact.check_id(topic, known.id.as_deref(), positions)?;
+        match &known.id {
+            Some(before) if id.as_ref() != Some(before) => {
+                // Another process may have read of it: the next start knows all positions.
+                let detail = format!("topic `{topic}` was made anew while it was read");
+                Err(SourceError::Kafka { name: self.name.into(), detail })
+            }
+            None if id.is_some() => {
+                known.id = id;
+                status.set_topics(self.topics.clone());
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Publishes positions for lag tools. Nothing depends on it: the answer goes to the context's log.
