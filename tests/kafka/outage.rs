@@ -7,7 +7,9 @@ use millstream::sinks::{Commits, Open, Records, SinkTarget};
 use millstream::sources::Connection;
 
 use super::own_broker::Broker;
+use super::service::Service;
 use super::*;
+use crate::program::{Running, read_summary, total};
 
 #[test]
 fn a_killed_broker_that_comes_back_costs_time_and_no_message() {
@@ -57,4 +59,40 @@ fn a_killed_broker_that_comes_back_costs_time_and_no_message() {
     result.unwrap();
     let found: BTreeSet<u32> = numbers(&left.got).into_values().flatten().collect();
     assert_eq!(found, (0..1_500).collect());
+}
+
+#[test]
+fn a_job_waits_for_its_only_broker_at_its_start_and_in_the_middle_of_a_run() {
+    let broker = Broker::plain();
+    let topics = [("payments", 2), ("predictions", 2), ("rejects", 1)];
+    let service = Service::new(broker.address(), "live").create(topics);
+    let payment = |id| format!("{{\"id\":\"p{id}\",\"amount\":1,\"balance\":1,\"age_days\":1,\"hour\":1}}");
+    service.send("payments", 2, (0..500).map(payment));
+    broker.run(&["kill", "1"]);
+    let mut running = service.run(&["--workers", "2", "--http", "off"]);
+    until_told(&mut running, "Connection refused");
+    broker.run(&["start", "1"]);
+    service.until("predictions", 500, &mut running);
+
+    // Some are read, some written, some in a transaction.
+    service.send("payments", 2, (500..20_000).map(payment));
+    broker.run(&["kill", "1"]);
+    until_told(&mut running, "\"connection\":\"Lost\"");
+    broker.run(&["start", "1"]);
+    service.send("payments", 2, (20_000..20_500).map(payment));
+    service.until("predictions", 20_500, &mut running);
+    running.terminate();
+    assert_eq!(total(&read_summary(&running.end())["events"]), 20_500);
+    let predictions = service.consume("predictions");
+    let ids: BTreeSet<&str> = predictions.iter().map(|message| message["value"]["id"].as_str().unwrap()).collect();
+    assert_eq!((ids.len(), predictions.len()), (20_500, 20_500), "each once");
+}
+
+/// Waits until a job's log says something.
+fn until_told(running: &mut Running, what: &str) {
+    let deadline = Instant::now() + LONG;
+    while !running.err().contains(what) {
+        assert!(running.runs() && Instant::now() < deadline, "{}", running.err());
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
