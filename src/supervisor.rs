@@ -30,7 +30,8 @@ const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A job that has run so long begins again with the shortest pause.
 const GOOD_RUN: Duration = Duration::from_secs(60);
-/// How long the others may take to end after one has.
+/// How long the others may take to end after one has failed. After one that has done its part they take what they need: the
+/// first process has the last checkpoint to write and tables to commit when the others are done, and looks at the clock itself.
 const GRACE: Duration = Duration::from_secs(5);
 /// How often processes and signals are looked at.
 const LOOK: Duration = Duration::from_millis(20);
@@ -92,7 +93,7 @@ pub fn supervise(processes: usize, signals: &dyn Fn() -> u8) -> anyhow::Result<i
     let mut pause = PAUSE_MIN;
     for restarts in 0.. {
         let started = Instant::now();
-        let code = Family::start(processes, restarts)?.watch(signals);
+        let code = Family::start(processes, restarts)?.watch(signals, GRACE);
         if FINAL.contains(&code) || signals() > 0 {
             return Ok(code);
         }
@@ -121,6 +122,8 @@ struct Process {
     child: Child,
     orders: UnixStream,
     status: Option<ExitStatus>,
+    /// Whether it had to be killed: that it was says nothing about the job.
+    killed: bool,
 }
 
 impl Family {
@@ -137,14 +140,14 @@ impl Family {
             command.stdin(Stdio::from(OwnedFd::from(theirs))).process_group(0);
             let child = command.spawn().with_context(|| format!("start process {process}"))?;
             tracing::info!(process, pid = child.id(), restarts, "started");
-            family.members.push(Process { child, orders, status: None });
+            family.members.push(Process { child, orders, status: None, killed: false });
         }
         Ok(family)
     }
 
-    /// Waits for all of them, tells them to drain, ends those that are left over.
-    fn watch(mut self, signals: &dyn Fn() -> u8) -> i32 {
-        let (mut told, mut first) = (0, None);
+    /// Waits for all of them, tells them to drain, ends those that are left over some time after one has failed.
+    fn watch(mut self, signals: &dyn Fn() -> u8, grace: Duration) -> i32 {
+        let (mut told, mut failed) = (0, None);
         loop {
             for (number, process) in self.members.iter_mut().enumerate().filter(|(_, process)| process.status.is_none())
             {
@@ -154,7 +157,9 @@ impl Family {
                 });
                 if let Some(status) = process.status {
                     tracing::info!(process = number, %status, "ended");
-                    first.get_or_insert_with(Instant::now);
+                    if !status.success() {
+                        failed.get_or_insert_with(Instant::now);
+                    }
                 }
             }
             if self.members.iter().all(|process| process.status.is_some()) {
@@ -165,7 +170,7 @@ impl Family {
                 // Whoever does not hear it has ended.
                 self.members.iter_mut().for_each(|process| _ = process.orders.write_all(&[DRAIN]));
             }
-            if first.is_some_and(|first| first.elapsed() > GRACE) {
+            if failed.is_some_and(|failed: Instant| failed.elapsed() > grace) {
                 self.kill();
             }
             std::thread::sleep(LOOK);
@@ -176,16 +181,19 @@ impl Family {
         for process in self.members.iter_mut().filter(|process| process.status.is_none()) {
             // Whoever can't be killed has ended.
             let _ended = process.child.kill();
+            process.killed = true;
         }
     }
 
     /// What the processes' exit codes say about the job: what the coordinator says if it is done, else what one says that has
     /// not only lost another one.
     fn code(&self) -> i32 {
-        let codes: Vec<i32> = self.members.iter().filter_map(|process| process.status.map(code)).collect();
-        match codes.first() {
-            Some(0) => 0,
-            _ => codes.iter().find(|code| ![0, cluster::LOST].contains(code)).copied().unwrap_or(cluster::LOST),
+        let speaks = |process: &Process, status: &ExitStatus| !process.killed || status.code().is_some();
+        let said = self.members.iter().map(|process| process.status.filter(|status| speaks(process, status)).map(code));
+        let said: Vec<Option<i32>> = said.collect();
+        match said.first() {
+            Some(Some(0)) => 0,
+            _ => said.into_iter().flatten().find(|code| ![0, cluster::LOST].contains(code)).unwrap_or(cluster::LOST),
         }
     }
 }
@@ -207,4 +215,41 @@ fn code(status: ExitStatus) -> i32 {
 fn free_addresses(count: usize) -> std::io::Result<Vec<String>> {
     let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
     listeners.iter().map(|listener| Ok(listener.local_addr()?.to_string())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A family of shells that do this.
+    fn family(doing: &[&str]) -> Family {
+        let members = doing.iter().map(|doing| {
+            let (orders, theirs) = UnixStream::pair().unwrap();
+            let mut command = Command::new("sh");
+            command.args(["-c", doing]).stdin(Stdio::from(OwnedFd::from(theirs)));
+            Process { child: command.spawn().unwrap(), orders, status: None, killed: false }
+        });
+        Family { members: members.collect() }
+    }
+
+    const SHORT: Duration = Duration::from_millis(100);
+
+    #[test]
+    fn who_is_done_hurries_nobody() {
+        // The first process still has something to write.
+        assert_eq!(family(&["sleep 1; exit 0", "exit 0", "exit 0"]).watch(&|| 0, SHORT), 0);
+        assert_eq!(family(&["sleep 1; exit 7", "exit 0"]).watch(&|| 0, SHORT), 7);
+    }
+
+    #[test]
+    fn who_is_left_over_when_one_has_failed_is_ended_and_its_code_does_not_count() {
+        assert_eq!(family(&["exec sleep 600", "exit 0", "exit 2"]).watch(&|| 0, SHORT), 2);
+        assert_eq!(family(&["exec sleep 600", "exit 8"]).watch(&|| 0, SHORT), cluster::LOST);
+    }
+
+    #[test]
+    fn all_are_told_to_drain() {
+        let drains = "test \"$(head -c 1)\" = d";
+        assert_eq!(family(&[drains, drains]).watch(&|| 1, SHORT), 0);
+    }
 }
