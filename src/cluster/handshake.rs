@@ -13,7 +13,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -26,8 +26,8 @@ const PROOF: usize = 32;
 const HELLO: usize = 8 + 2 + 1 + 2 + 2 + 2 + 32 + 16 + NONCE;
 /// Longest reason of a refusal, in bytes.
 const REASON_MAX: usize = 512;
-/// How long the other side may take for each of its lines.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a handshake may take, however its bytes come.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Tells one gathering of the processes from all others.
 pub type Incarnation = [u8; 16];
@@ -135,17 +135,55 @@ fn is_proof(secret: &str, side: &str, transcript: &[u8], tag: &[u8]) -> bool {
     hmac::verify(&key, &[side.as_bytes(), transcript].concat(), tag).is_ok()
 }
 
-fn patient(stream: &TcpStream, patience: Option<Duration>) -> io::Result<()> {
-    stream.set_read_timeout(patience)?;
-    stream.set_write_timeout(patience)
+/// A connection that is read and written until a time is over.
+pub(super) struct Timed<'a> {
+    stream: &'a TcpStream,
+    until: Instant,
+}
+
+impl<'a> Timed<'a> {
+    pub(super) fn new(stream: &'a TcpStream, patience: Duration) -> Timed<'a> {
+        Timed { stream, until: Instant::now() + patience }
+    }
+
+    fn left(&self) -> io::Result<Option<Duration>> {
+        match self.until.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(io::Error::new(io::ErrorKind::TimedOut, "the handshake takes too long")),
+            left => Ok(Some(left)),
+        }
+    }
+
+    /// The connection may be used for ever again.
+    fn done(self) -> io::Result<()> {
+        self.stream.set_read_timeout(None)?;
+        self.stream.set_write_timeout(None)
+    }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
 }
 
 /// The dialing side: gives the listener's incarnation.
 ///
 /// # Errors
 /// If the listener is none of ours, or refuses.
-pub fn dial(stream: &mut TcpStream, secret: &str, hello: &Hello) -> Result<Incarnation, HandshakeError> {
-    patient(stream, Some(PATIENCE))?;
+pub fn dial(stream: &TcpStream, secret: &str, hello: &Hello) -> Result<Incarnation, HandshakeError> {
+    let mut stream = Timed::new(stream, PATIENCE);
     let said = hello.to_bytes(&fresh()?);
     stream.write_all(&said)?;
     let mut heard = [0; NONCE + 16 + PROOF];
@@ -167,7 +205,7 @@ pub fn dial(stream: &mut TcpStream, secret: &str, hello: &Hello) -> Result<Incar
     if !reason.is_empty() {
         return Err(HandshakeError::Refused(String::from_utf8_lossy(&reason).into_owned()));
     }
-    patient(stream, None)?;
+    stream.done()?;
     Ok(theirs[NONCE..].try_into().expect("an incarnation has 16 bytes"))
 }
 
@@ -176,12 +214,12 @@ pub fn dial(stream: &mut TcpStream, secret: &str, hello: &Hello) -> Result<Incar
 /// # Errors
 /// If the dialer is none of ours, or was refused.
 pub fn answer(
-    stream: &mut TcpStream,
+    stream: &TcpStream,
     secret: &str,
     incarnation: &Incarnation,
     judge: impl FnOnce(&Hello) -> Result<(), String>,
 ) -> Result<Hello, HandshakeError> {
-    patient(stream, Some(PATIENCE))?;
+    let mut stream = Timed::new(stream, PATIENCE);
     let mut said = [0; HELLO];
     stream.read_exact(&mut said)?;
     let (hello, version) = Hello::from_bytes(&said)?;
@@ -206,6 +244,6 @@ pub fn answer(
     if !reason.is_empty() {
         return Err(HandshakeError::Refused(String::from_utf8_lossy(reason).into_owned()));
     }
-    patient(stream, None)?;
+    stream.done()?;
     Ok(hello)
 }

@@ -3,9 +3,10 @@
 //! Nothing is opened or taken over before all are there: a job that lacks a process disturbs nobody. Once they are, nobody
 //! listens any more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
@@ -21,7 +22,8 @@ const REDIAL: Duration = Duration::from_millis(200);
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// How often a listener looks whether somebody dials.
 const LOOK: Duration = Duration::from_millis(5);
-/// Dialers that are heard at once; more are turned away, so that strangers take neither memory nor threads.
+/// Dialers that are heard at once, so that strangers take neither memory nor threads: one more, and who has been heard for longest
+/// without a proof is turned away.
 const HEARD_MAX: usize = 64;
 
 /// A process's place among the others.
@@ -103,8 +105,8 @@ impl Joining<'_> {
         // Why somebody who answers is not the one is worth more than that nobody answers any more.
         let mut answered = None;
         loop {
-            let tried = connect(address).map_err(HandshakeError::from).and_then(|mut stream| {
-                let incarnation = handshake::dial(&mut stream, secret, &hello)?;
+            let tried = connect(address).map_err(HandshakeError::from).and_then(|stream| {
+                let incarnation = handshake::dial(&stream, secret, &hello)?;
                 stream.set_nodelay(true)?;
                 Ok((stream, incarnation))
             });
@@ -143,16 +145,13 @@ impl Joining<'_> {
             .collect();
         let (let_in, arrived) = unbounded();
         std::thread::scope(|scope| {
-            let mut heard = Vec::new();
+            let mut door = Door::default();
             while !missing.is_empty() {
                 match listener.accept() {
                     Ok((stream, from)) => {
-                        heard.retain(|thread: &std::thread::ScopedJoinHandle<'_, ()>| !thread.is_finished());
-                        if heard.len() < HEARD_MAX {
-                            let let_in = let_in.clone();
-                            let hear = move || self.hear(stream, &from.to_string(), incarnation, &let_in);
-                            heard.push(scope.spawn(hear));
-                        }
+                        let dialer = door.open(stream, from.to_string());
+                        let let_in = let_in.clone();
+                        scope.spawn(move || self.hear(&dialer, incarnation, &let_in));
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(LOOK),
                     Err(error) => tracing::warn!(%error, "a connection to this process did not come about"),
@@ -184,17 +183,20 @@ impl Joining<'_> {
     }
 
     /// Hears one dialer out.
-    fn hear(&self, mut stream: TcpStream, from: &str, incarnation: &Incarnation, let_in: &Sender<(Hello, TcpStream)>) {
-        let judge = |hello: &Hello| self.judge(hello, incarnation);
-        let answered = stream.set_nonblocking(false).map_err(HandshakeError::from).and_then(|()| {
-            let hello = handshake::answer(&mut stream, &self.membership.secret, incarnation, judge)?;
-            stream.set_nodelay(true)?;
-            Ok(hello)
+    fn hear(&self, dialer: &Dialer, incarnation: &Incarnation, let_in: &Sender<(Hello, TcpStream)>) {
+        let judge = |hello: &Hello| {
+            dialer.prove();
+            self.judge(hello, incarnation)
+        };
+        let answered = dialer.stream.set_nonblocking(false).map_err(HandshakeError::from).and_then(|()| {
+            let hello = handshake::answer(&dialer.stream, &self.membership.secret, incarnation, judge)?;
+            dialer.stream.set_nodelay(true)?;
+            Ok((hello, dialer.stream.try_clone()?))
         });
         match answered {
             // Nobody waits any more: the gathering has failed, and says so.
-            Ok(hello) => drop(let_in.send((hello, stream))),
-            Err(error) => tracing::warn!(from, %error, "turned away a connection to this process"),
+            Ok(joined) => drop(let_in.send(joined)),
+            Err(error) => tracing::warn!(from = dialer.from, %error, "turned away a connection to this process"),
         }
     }
 
@@ -219,6 +221,55 @@ impl Joining<'_> {
             Purpose::Control if !shape.is_coordinator() => Err("this one is not the coordinator".into()),
             Purpose::Data if hello.incarnation != *incarnation => Err("it is of another start".into()),
             _ => Ok(()),
+        }
+    }
+}
+
+/// Who is being heard, the oldest first. When nobody waits for them any more, those that have not proven that they know the secret
+/// are turned away: a gathering that is complete, or has failed, does not wait for strangers.
+#[derive(Default)]
+struct Door {
+    heard: VecDeque<Weak<Dialer>>,
+}
+
+impl Door {
+    /// One more is heard.
+    fn open(&mut self, stream: TcpStream, from: String) -> Arc<Dialer> {
+        self.heard.retain(|dialer| dialer.strong_count() > 0);
+        while self.heard.len() >= HEARD_MAX {
+            self.heard.pop_front().and_then(|oldest| oldest.upgrade()).iter().for_each(|oldest| oldest.turn_away());
+        }
+        let dialer = Arc::new(Dialer { stream, from, proven: Mutex::new(false) });
+        self.heard.push_back(Arc::downgrade(&dialer));
+        dialer
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.heard.iter().filter_map(Weak::upgrade).for_each(|dialer| dialer.turn_away());
+    }
+}
+
+/// Somebody at the door.
+struct Dialer {
+    stream: TcpStream,
+    from: String,
+    proven: Mutex<bool>,
+}
+
+impl Dialer {
+    /// It knows the secret. If it was turned away meanwhile, nothing that it is told will reach it, and it dials again.
+    fn prove(&self) {
+        *self.proven.lock().expect("no thread panics with the lock") = true;
+    }
+
+    /// Ends the connection, unless it is one of ours.
+    fn turn_away(&self) {
+        let proven = self.proven.lock().expect("no thread panics with the lock");
+        if !*proven {
+            // Whoever has gone already has been turned away.
+            let _gone = self.stream.shutdown(Shutdown::Both);
         }
     }
 }

@@ -102,6 +102,74 @@ fn processes_join_whatever_strangers_do() {
     assert_eq!(&heard, b"to 2");
 }
 
+/// Strangers at a door: all say nothing, but for some of which each says a byte now and then. They stay until they are dropped.
+fn crowd(address: &str) -> Vec<TcpStream> {
+    let open = Instant::now() + Duration::from_secs(20);
+    let mut crowd = Vec::new();
+    // More than are heard at once.
+    while crowd.len() < 80 {
+        match TcpStream::connect(address) {
+            Ok(stream) => crowd.push(stream),
+            Err(error) => assert!(Instant::now() < open, "nobody listens at {address}: {error}"),
+        }
+    }
+    for talker in &crowd[70..] {
+        let mut talker = talker.try_clone().unwrap();
+        thread::spawn(move || {
+            while talker.write_all(b"M").is_ok() {
+                thread::sleep(Duration::from_millis(200));
+            }
+        });
+    }
+    crowd
+}
+
+#[test]
+fn nobody_waits_for_strangers_when_all_are_there() {
+    let at = addresses(3);
+    let memberships: Vec<Membership> = (0..3).map(|process| membership(process, &at)).collect();
+    let took = thread::scope(|scope| {
+        let first = scope.spawn(|| join(&memberships[0]));
+        let crowd = crowd(&at[0]);
+        let began = Instant::now();
+        let others: Vec<_> = memberships[1..].iter().map(|membership| scope.spawn(|| join(membership))).collect();
+        first.join().unwrap().unwrap();
+        others.into_iter().for_each(|other| drop(other.join().unwrap().unwrap()));
+        drop(crowd);
+        began.elapsed()
+    });
+    assert!(took < handshake::PATIENCE * 4 / 5, "{took:?}");
+
+    // Nor does a start that fails.
+    let mut alone = membership(0, &addresses(2));
+    alone.start_timeout = Duration::from_millis(500);
+    let took = thread::scope(|scope| {
+        let waiting = scope.spawn(|| error(join(&alone)));
+        let crowd = crowd(&alone.addresses[0]);
+        let began = Instant::now();
+        assert!(waiting.join().unwrap().contains("these processes are not there: 1"));
+        drop(crowd);
+        began.elapsed()
+    });
+    assert!(took < handshake::PATIENCE * 4 / 5, "{took:?}");
+}
+
+#[test]
+fn a_handshake_has_one_deadline_however_its_bytes_come() {
+    let (mut near, far) = pair();
+    let talking = thread::spawn(move || {
+        while near.write_all(b"M").is_ok() {
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let mut heard = [0; 10_000];
+    let said = handshake::Timed::new(&far, Duration::from_millis(300)).read_exact(&mut heard).unwrap_err();
+    // Which of the two it is depends on whether the operating system's clock or ours was first.
+    assert!(matches!(said.kind(), std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock), "{said}");
+    drop(far);
+    talking.join().unwrap();
+}
+
 #[test]
 fn a_process_that_is_not_there_is_named() {
     let mut alone = membership(0, &addresses(3));
@@ -141,15 +209,14 @@ fn without_the_secret_nobody_learns_anything() {
     assert!(said[1].contains("another secret"), "{}", said[1]);
 
     // A listener's proof can't be sent back to it as the dialer's.
-    let (mut near, mut far) = pair();
-    let answering = thread::spawn(move || {
-        handshake::answer(&mut far, SECRET, &[1; 16], |_| Ok(())).map_err(|error| error.to_string())
-    });
+    let (mut near, far) = pair();
+    let answering =
+        thread::spawn(move || handshake::answer(&far, SECRET, &[1; 16], |_| Ok(())).map_err(|error| error.to_string()));
     let listening = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listening.local_addr().unwrap();
     let dialing = thread::spawn(move || {
-        let mut stream = TcpStream::connect(address).unwrap();
-        handshake::dial(&mut stream, SECRET, &hello()).map_err(|error| error.to_string())
+        let stream = TcpStream::connect(address).unwrap();
+        handshake::dial(&stream, SECRET, &hello()).map_err(|error| error.to_string())
     });
     let mut dialer = listening.accept().unwrap().0;
     let mut said = [0; 97];
@@ -166,13 +233,13 @@ fn without_the_secret_nobody_learns_anything() {
 
 #[test]
 fn a_handshake_with_a_stranger_fails() {
-    let (mut near, mut far) = pair();
-    near.write_all(&[b'x'; 200]).unwrap();
-    let answered = handshake::answer(&mut far, SECRET, &[0; 16], |_| Ok(()));
-    assert!(matches!(answered, Err(HandshakeError::Stranger)), "{answered:?}");
     let (mut near, far) = pair();
+    near.write_all(&[b'x'; 200]).unwrap();
+    let answered = handshake::answer(&far, SECRET, &[0; 16], |_| Ok(()));
+    assert!(matches!(answered, Err(HandshakeError::Stranger)), "{answered:?}");
+    let (near, far) = pair();
     drop(far);
-    assert!(matches!(handshake::dial(&mut near, SECRET, &hello()), Err(HandshakeError::Io(_))));
+    assert!(matches!(handshake::dial(&near, SECRET, &hello()), Err(HandshakeError::Io(_))));
 }
 
 #[test]
