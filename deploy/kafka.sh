@@ -13,7 +13,8 @@
 #   KAFKA_PORT=19092     port of broker 1; broker i listens on KAFKA_PORT + 10 (i - 1), its controller on the port after
 #   KAFKA_NODES=1        1 or 3 brokers, each also a controller
 #   KAFKA_DIR            data, logs and process ids; ${TMPDIR:-/tmp}/millstream-kafka-$UID-$KAFKA_PORT
-#   KAFKA_CACHE          the jars (about 60 MB); ${XDG_CACHE_HOME:-~/.cache}/millstream/kafka
+#   KAFKA_CACHE          the jars (about 60 MB); $MILLSTREAM_CACHE/kafka
+#   MILLSTREAM_CACHE     ${XDG_CACHE_HOME:-~/.cache}/millstream
 #   KAFKA_SECURE=         any text: brokers also listen on the port after their controller's with TLS and passwords
 #                        (SASL_SSL, SCRAM-SHA-512). Their certificate is signed by $KAFKA_DIR/tls/ca.pem (needs openssl); the
 #                        users are alice, who may do everything, and bob, who may do nothing; their passwords
@@ -31,7 +32,7 @@ HEAP=${KAFKA_HEAP:-512m}
 SECURE=${KAFKA_SECURE:-}
 PROXY=${KAFKA_PROXY:-}
 DIR=${KAFKA_DIR:-${TMPDIR:-/tmp}/millstream-kafka-$UID-$PORT}
-CACHE=${KAFKA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/millstream/kafka}
+CACHE=${KAFKA_CACHE:-${MILLSTREAM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/millstream}/kafka}
 JARS=$CACHE/$VERSION
 START_SECONDS_MAX=90
 

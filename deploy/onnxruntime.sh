@@ -2,7 +2,8 @@
 # Fetches ONNX Runtime's shared library, which Millstream loads at run time, and prints its path. Nothing happens when it
 # is there already. The library comes out of the wheel `onnxruntime` on PyPI (MIT licence), so pip is all it needs.
 #
-#   deploy/onnxruntime.sh                 into ${XDG_CACHE_HOME:-~/.cache}/millstream/onnxruntime, where Millstream looks
+#   deploy/onnxruntime.sh                 into $MILLSTREAM_CACHE/onnxruntime, where Millstream looks; MILLSTREAM_CACHE is
+#                                         ${XDG_CACHE_HOME:-~/.cache}/millstream if it is not set
 #   deploy/onnxruntime.sh DIR             into DIR; then set ORT_DYLIB_PATH to the path it prints
 set -eu
 
@@ -22,7 +23,7 @@ Darwin-arm64)
     exit 1 ;;
 esac
 
-folder=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/millstream/onnxruntime}
+folder=${1:-${MILLSTREAM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/millstream}/onnxruntime}
 target=$folder/$library
 
 sha256() {

@@ -5,15 +5,15 @@
 #
 # Variables, with their defaults:
 #   PYTHON=python3     the interpreter to start from, 3.10 or later with venv
-#   PYTHON_CACHE       where environments are kept, one for each content of a requirements file;
-#                      ${XDG_CACHE_HOME:-~/.cache}/millstream/python
+#   PYTHON_CACHE       where environments are kept, one for each content of a requirements file; $MILLSTREAM_CACHE/python
+#   MILLSTREAM_CACHE   ${XDG_CACHE_HOME:-~/.cache}/millstream
 set -euo pipefail
 
 fail() { echo "python.sh: $*" >&2; exit 1; }
 [ $# -eq 1 ] && [ -r "$1" ] || fail "give a requirements file that can be read, not '$*'"
 
 PYTHON=${PYTHON:-python3}
-CACHE=${PYTHON_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/millstream/python}
+CACHE=${PYTHON_CACHE:-${MILLSTREAM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/millstream}/python}
 "$PYTHON" -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' || fail "$PYTHON must be Python 3.10 or later with venv; set PYTHON"
 name=$({ "$PYTHON" --version; cat "$1"; } | sha256sum | cut -c1-16)
 home=$CACHE/$name

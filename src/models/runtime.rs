@@ -69,9 +69,10 @@ struct Places {
 impl Places {
     fn of_process() -> Self {
         let named = env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()).map(PathBuf::from);
-        let cache = env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
-        let cache = cache.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
-        let mut folders: Vec<PathBuf> = cache.map(|cache| cache.join("millstream/onnxruntime")).into_iter().collect();
+        let named_folder = |variable| env::var_os(variable).filter(|path| !path.is_empty()).map(PathBuf::from);
+        let caches = named_folder("XDG_CACHE_HOME").or_else(|| Some(named_folder("HOME")?.join(".cache")));
+        let cache = named_folder("MILLSTREAM_CACHE").or_else(|| Some(caches?.join("millstream")));
+        let mut folders: Vec<PathBuf> = cache.map(|cache| cache.join("onnxruntime")).into_iter().collect();
         if let Some(beside) = env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf)) {
             folders.extend([beside.clone(), beside.join("lib")]);
         }
