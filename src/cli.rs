@@ -82,6 +82,8 @@ pub fn command() -> Command {
 
 /// The exit code of a bug in Millstream.
 const INTERNAL: i32 = 70;
+/// The exit code of a job that was stopped before its records were finished.
+const STOPPED: u8 = 143;
 
 /// The whole of a program: writes logs, runs, says what went wrong, and turns it into an exit code.
 pub fn main(run: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
@@ -132,6 +134,9 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if cause.is::<Report>() || cause.is::<run::place::Misplaced>() {
         return Some(2);
+    }
+    if cause.is::<run::Stopped>() {
+        return Some(STOPPED);
     }
     if let Some(error) = cause.downcast_ref::<ModelError>() {
         return (!matches!(error, ModelError::Unreadable { .. } | ModelError::Runtime(_))).then_some(2);

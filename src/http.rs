@@ -16,7 +16,7 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -53,14 +53,17 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Largest body of a request.
 const BODY_BYTES_MAX: usize = 1 << 20;
 
+/// The online store of a job, when it has started; never there in a process that does not serve features.
+pub type Features = Arc<OnceLock<Arc<OnlineStore>>>;
+
 /// What is served.
 pub struct Serve {
     /// The job's health, written by the runtime.
     pub health: Arc<Health>,
     /// The metrics.
     pub exporter: Exporter,
-    /// The online store, if a feature group is served.
-    pub online: Option<Arc<OnlineStore>>,
+    /// The online store, when there is one.
+    pub online: Features,
     /// Where the job's checkpoints lie, if it may be asked for savepoints.
     pub state: Option<Place>,
     /// More members for the object that `/v1/status` answers: job, positions, models.
@@ -106,6 +109,8 @@ pub fn start(address: &str, serve: Serve) -> Result<Server, HttpError> {
                 Err(error) => tracing::error!(%error, "the HTTP interface can't run"),
             }
         });
+        // Nobody waits at the end for a savepoint that waits for a disk or a store.
+        runtime.shutdown_background();
     };
     let thread = std::thread::Builder::new().name("http".into()).spawn(body);
     let thread = thread.map_err(|error| refused(error.to_string()))?;

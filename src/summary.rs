@@ -16,8 +16,14 @@ use crate::slow::{ALL, OutcomeCounts, SlowReport};
 pub struct Summary {
     /// Name of the job.
     pub job: String,
-    /// How it ended: `end_of_input` or `stopped`.
+    /// How it ended: `end_of_input`, `stopped` or `failed`.
     pub ended: String,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The process's exit code, if it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<u8>,
     /// The last epoch, durable in every sink.
     pub epoch: u64,
     /// Seconds from start to end.

@@ -1,13 +1,14 @@
 //! A world that is not as it should be: files, folders, libraries and addresses. Every failure ends the program with its
 //! exit code and a message that names the thing and says what to do; nothing is half done.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::program::{Running, Said, millstream, replay, root, said, summary, total};
 
 /// A folder with the topology `score`, some of its text replaced.
-fn score(replaced: &[(&str, &str)]) -> (tempfile::TempDir, PathBuf) {
+pub fn score(replaced: &[(&str, &str)]) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a folder");
     let example = root().join("topologies/score");
     for file in ["model.onnx", "input.jsonl"] {
@@ -178,6 +179,38 @@ fn addresses_and_numbers_that_are_none() {
         command.arg("replay").arg(&topology).args(args).arg("--out").arg(folder.path().join("out"));
         fails(&mut command, code, &[says]);
     }
+}
+
+/// All files below a folder, and what is in them.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).expect("a folder can be listed") {
+        let path = entry.expect("an entry can be read").path();
+        match path.is_dir() {
+            true => found.extend(contents(&path)),
+            false => _ = found.insert(path.clone(), std::fs::read(&path).expect("a file can be read")),
+        }
+    }
+    found
+}
+
+#[test]
+fn a_start_whose_port_is_taken_has_touched_nothing() {
+    let (folder, topology) = score(&[]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let (out, file) = (folder.path().join("out"), folder.path().join("summary.json"));
+    let refused = || {
+        let mut command = millstream();
+        command.arg("replay").arg(&topology).arg("--out").arg(&out).arg("--fresh").arg("--summary").arg(&file);
+        command.arg("--http").arg(taken.local_addr().expect("an address").to_string());
+        fails(&mut command, 1, &["another process listens there"]);
+    };
+    refused();
+    assert!(!out.exists() && !file.exists());
+    summary(example(folder.path(), &topology).arg("--summary").arg(&file));
+    let before = contents(folder.path());
+    refused();
+    assert!(contents(folder.path()) == before, "a start that was refused has changed something");
 }
 
 /// A store of objects of a test's own.

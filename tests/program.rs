@@ -1,6 +1,8 @@
 //! The program as its users run it: the command, the files it writes, the summary it gives.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -86,6 +88,60 @@ impl Drop for Running {
         // It has ended already, or the test has failed.
         _ = self.child.kill();
         _ = self.child.wait();
+    }
+}
+
+/// Waits until a program has said something; it must be at work then.
+pub fn until(running: &mut Running, said: &str) {
+    let deadline = Instant::now() + LONG;
+    while !running.err().contains(said) {
+        assert!(running.runs() && Instant::now() < deadline, "it does not say `{said}`: {}", running.err());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The address that a job serves at, from its log; it may be starting.
+pub fn first_address(running: &mut Running) -> String {
+    until(running, "\"address\":\"");
+    let log = running.err();
+    let found = log.split_once("\"address\":\"").and_then(|(_, rest)| rest.split_once('"'));
+    found.expect("a line is written in one piece").0.to_owned()
+}
+
+/// The address that a job serves at, when it has started.
+pub fn address(running: &mut Running) -> String {
+    let address = first_address(running);
+    let deadline = Instant::now() + LONG;
+    while answer(&address, "GET", "/startupz").0 != 200 {
+        assert!(running.runs() && Instant::now() < deadline, "it does not start: {}", running.err());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    address
+}
+
+/// The body of `GET path`.
+pub fn get(address: &str, path: &str) -> String {
+    ask_for(address, "GET", path, 200)
+}
+
+/// The body of the answer to a request without one, which must have this status.
+pub fn ask_for(address: &str, method: &str, path: &str, status: u16) -> String {
+    let (found, body) = answer(address, method, path);
+    assert_eq!(found, status, "{method} {path}: {body}");
+    body
+}
+
+/// The status and the body of the answer to a request without one; 0 if there is none.
+fn answer(address: &str, method: &str, path: &str) -> (u16, String) {
+    let mut answer = String::new();
+    let asked = TcpStream::connect(address).and_then(|mut connection| {
+        write!(connection, "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+        connection.read_to_string(&mut answer)
+    });
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    match (asked, status, answer.split_once("\r\n\r\n")) {
+        (Ok(_), Some(status), Some((_, body))) => (status, body.to_owned()),
+        (asked, ..) => (0, format!("{asked:?}: {answer}")),
     }
 }
 

@@ -6,6 +6,8 @@ mod command_line;
 mod commit_model;
 /// The pages: their links lead somewhere.
 mod docs;
+/// How runs end that do not come to their end by themselves, and what they leave.
+mod ending;
 /// Wrong topologies, and what is said about them: a file a case, in `errors/`.
 mod errors;
 /// Files, folders, libraries and addresses that are not as they should be.

@@ -2,30 +2,26 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
-use crate::checkpoint::{Place, Store};
-use crate::cluster::{self, Joined, Membership, Shape};
-use crate::display::Display;
-use crate::http::{self, health::Health};
-use crate::metrics::Exporter;
-use crate::metrics::catalogue::RESTARTS;
-use crate::plan::Plan;
 use crate::replay::Pace;
-use crate::runtime::job::{Job, Mode};
+use crate::runtime::job::Mode;
 use crate::runtime::repeats::Wanted;
-use crate::runtime::report::{self, Reporter};
-use crate::summary::Summary;
 use crate::supervisor;
 use crate::topology::Topology;
-use place::{InCluster, Misplaced, Placed, digest, shifted};
+use drive::Drive;
+use place::{Misplaced, Placed};
+use signals::Signals;
 
+mod drive;
 pub(super) mod place;
+mod signals;
+mod summary_file;
+mod watch;
+
+pub(super) use watch::Stopped;
 
 /// Options that `run` and `replay` share.
 #[derive(Debug, Args)]
@@ -154,220 +150,27 @@ fn run(topology: Topology, folder: PathBuf, options: &Live) -> anyhow::Result<Ex
     }
     match placed {
         Placed::Supervisor(processes) => supervise(processes),
-        Placed::Process(place) => drive(topology, folder, mode, common, &wanted, place),
+        Placed::Process(place) => Drive { topology, folder, mode, options: common, wanted, place, output: None }.run(),
     }
 }
 
 fn supervise(processes: usize) -> anyhow::Result<ExitCode> {
     let signals = Signals::listen()?;
-    signals.started();
     let code = supervisor::supervise(processes, &|| signals.received())?;
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
 fn replay(topology: Topology, folder: PathBuf, options: &Replay) -> anyhow::Result<ExitCode> {
-    let out = std::path::absolute(&options.out).context("find the folder for the output")?;
-    if options.common.fresh && out.exists() {
-        remove_output(&out)?;
-    }
-    std::fs::create_dir_all(&out)
-        .with_context(|| format!("{} can't be the folder for the output (--out)", out.display()))?;
+    let output = std::path::absolute(&options.out).context("find the folder for the output")?;
     let pace = options.speed.map_or(Pace::Fastest, Pace::Lapse);
-    let wanted = Wanted { allow_drop: options.common.allow_drop.clone(), ..Wanted::default() };
-    drive(topology.on_history(&out), folder, Mode::Bounded(pace), &options.common, &wanted, None)
-}
-
-/// Removes what an earlier replay wrote: its state, its outputs, its tables, and nothing else.
-fn remove_output(out: &Path) -> anyhow::Result<()> {
-    for name in ["state", "sinks", "offline"] {
-        let folder = out.join(name);
-        if folder.exists() {
-            std::fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
-        }
-    }
-    Ok(())
-}
-
-fn drive(
-    mut topology: Topology,
-    folder: PathBuf,
-    mode: Mode,
-    args: &Common,
-    wanted: &Wanted,
-    place: Option<InCluster>,
-) -> anyhow::Result<ExitCode> {
-    if let Some(workers) = args.workers {
-        topology.engine.workers = workers;
-    }
-    if let Some(http) = &args.http {
-        topology.engine.http = http.clone();
-    }
-    let (processes, process) = place.as_ref().map_or((1, 0), |place| (place.addresses.len(), place.process));
-    let shape = Shape { processes, process, workers: topology.engine.workers };
-    // From here on it is the number of all workers.
-    topology.engine.workers = topology.engine.workers.saturating_mul(processes);
-    let restarts = place.as_ref().and_then(|place| place.restarts);
-    if restarts.is_some() {
-        topology.engine.http = shifted(&topology.engine.http, process);
-    }
-    let plan = Plan::new(&topology, &folder).map_err(|errors| {
-        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("{}: {}", topology.name, errors.join("; "))
-    })?;
-    let plan = Arc::new(plan);
-    // What a start forgets it forgets once.
-    if args.fresh && shape.is_coordinator() && restarts.unwrap_or(0) == 0 {
-        Store::forget(&Place::of(&plan.engine, &plan.folder)?)?;
-    }
-    if let Some(path) = args.summary.as_ref().filter(|_| shape.is_coordinator()) {
-        // Hours of work should not end with a path that can't be written.
-        let opened = std::fs::OpenOptions::new().create(true).append(true).open(path);
-        opened.with_context(|| format!("{} can't be written (--summary)", path.display()))?;
-    }
-    let signals = Signals::listen()?;
-    let exporter = crate::metrics::install();
-    let health = Arc::new(report::health(&plan, shape));
-    let mut reporter = Reporter::new(&plan, exporter.clone());
-    if restarts.is_some() {
-        signals.obey()?;
-    }
-    RESTARTS.of([]).set(restarts.unwrap_or(0) as f64);
-    let joined = match place.filter(|_| processes > 1) {
-        None => Joined::default(),
-        Some(InCluster { addresses, secret, start_timeout, .. }) => {
-            let runs = digest(&plan)?;
-            tracing::info!(process, processes, "waiting for the other processes");
-            cluster::join(&Membership { shape, addresses, secret, start_timeout, runs })?
-        }
+    let drive = Drive {
+        topology: topology.on_history(&output),
+        folder,
+        mode: Mode::Bounded(pace),
+        options: &options.common,
+        wanted: Wanted { allow_drop: options.common.allow_drop.clone(), ..Wanted::default() },
+        place: None,
+        output: Some(output),
     };
-    let mut job = match shape.is_coordinator() {
-        true => Job::start(plan.clone(), mode, wanted, shape, joined)?,
-        false => Job::start_member(plan.clone(), shape, joined)?,
-    };
-    signals.started();
-    let _server = serve(&plan, &job, &health, exporter)?;
-    (0..plan.models.len()).for_each(|model| health.set_loaded(model));
-    health.set_running();
-    let mut display = Display::new(&plan, mode != Mode::Live && shape.is_coordinator());
-    let mut deadline = None;
-    while !job.ended() {
-        job.look_after();
-        reporter.report(job.board(), &health);
-        job.heartbeats(&health);
-        display.show(&job);
-        if signals.received() > 0 && deadline.is_none() {
-            tracing::info!(timeout = %plan.engine.shutdown_timeout, "stopping: finishing the records in flight");
-            job.stop();
-            health.set_draining();
-            deadline = Some(Instant::now() + plan.engine.shutdown_timeout.duration());
-        }
-        if job.failing() && deadline.is_none() {
-            health.set_draining();
-            deadline = Some(Instant::now() + plan.engine.shutdown_timeout.duration());
-        }
-        if deadline.is_some_and(|deadline| Instant::now() > deadline) || signals.received() > 1 {
-            if let Some(error) = job.failure() {
-                return Err(error);
-            }
-            tracing::error!("stopped before the records in flight were finished; the next start repeats them");
-            return Ok(ExitCode::from(STOPPED as u8));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let summary = job.finish()?;
-    display.close();
-    if shape.is_coordinator() {
-        finish(&summary, args)?;
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Serves metrics, health and features, unless the address is `off`.
-fn serve(plan: &Plan, job: &Job, health: &Arc<Health>, exporter: Exporter) -> anyhow::Result<Option<http::Server>> {
-    if plan.engine.http == "off" {
-        return Ok(None);
-    }
-    let about = serde_json::json!({ "job": plan.name, "topology": plan.hash });
-    let here = job.board().shape.is_coordinator();
-    let serve = http::Serve {
-        health: health.clone(),
-        exporter,
-        online: here.then(|| job.board().online.clone()),
-        state: here.then(|| Place::of(&plan.engine, &plan.folder)).transpose()?,
-        about: Box::new(move || about.clone()),
-    };
-    let server = http::start(&plan.engine.http, serve)?;
-    tracing::info!(address = %server.address(), "serving metrics, health and features");
-    Ok(Some(server))
-}
-
-fn finish(summary: &Summary, args: &Common) -> anyhow::Result<()> {
-    if let Some(path) = &args.summary {
-        let text = serde_json::to_string_pretty(summary).context("write the summary as JSON")?;
-        std::fs::write(path, text).with_context(|| format!("write the summary to {}", path.display()))?;
-    }
-    match args.json {
-        true => super::print_json(summary),
-        false => {
-            super::say(&summary.to_string());
-            Ok(())
-        }
-    }
-}
-
-/// The exit code of a job that was stopped before its records were finished.
-const STOPPED: i32 = 143;
-
-/// Counts SIGTERM and SIGINT. Before the job has started there is nothing to finish: a signal ends the process.
-struct Signals {
-    received: Arc<AtomicU8>,
-    started: Arc<AtomicBool>,
-}
-
-/// Counts a request to stop.
-fn count(received: &AtomicU8, started: &AtomicBool) {
-    if !started.load(Ordering::Acquire) {
-        tracing::info!("stopped before the job had started");
-        std::process::exit(STOPPED);
-    }
-    received.fetch_add(1, Ordering::AcqRel);
-}
-
-impl Signals {
-    fn listen() -> anyhow::Result<Signals> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let received = Arc::new(AtomicU8::new(0));
-        let started = Arc::new(AtomicBool::new(false));
-        let (counted, running) = (received.clone(), started.clone());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let listen = move || {
-            runtime.block_on(async move {
-                let (Ok(mut term), Ok(mut interrupt)) =
-                    (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-                else {
-                    return;
-                };
-                loop {
-                    tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
-                    count(&counted, &running);
-                }
-            })
-        };
-        std::thread::Builder::new().name("signals".into()).spawn(listen).context("start the signals' thread")?;
-        Ok(Signals { received, started })
-    }
-
-    /// Counts what the supervisor says as well.
-    fn obey(&self) -> anyhow::Result<()> {
-        let (counted, running) = (self.received.clone(), self.started.clone());
-        supervisor::obey(move || count(&counted, &running))
-    }
-
-    fn started(&self) {
-        self.started.store(true, Ordering::Release);
-    }
-
-    fn received(&self) -> u8 {
-        self.received.load(Ordering::Acquire)
-    }
+    drive.run()
 }

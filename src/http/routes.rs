@@ -14,7 +14,7 @@ use axum::routing::{get, post};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::health::Answer;
+use super::health::{Answer, Stage};
 use super::{BODY_BYTES_MAX, REQUEST_TIME_MAX, Serve, savepoints};
 use crate::metrics::catalogue::{HTTP_REQUEST_DURATION, HTTP_REQUESTS};
 use crate::online::{Features, parse_time, time_text};
@@ -103,7 +103,7 @@ pub(super) fn unreadable(refused: &PathRejection) -> Response {
 
 async fn metrics(State(serve): Shared) -> Response {
     serve.health.refresh_metrics(Instant::now());
-    if let Some(online) = &serve.online {
+    if let Some(online) = serve.online.get() {
         online.refresh_metrics(now_millis());
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], serve.exporter.render()).into_response()
@@ -277,7 +277,10 @@ fn many(serve: &Serve, group: &str, wanted: Wanted) -> Response {
 }
 
 fn read(serve: &Serve, group: &str, keys: &[String], as_of: Option<i64>) -> Result<Vec<Option<Features>>, Refusal> {
-    let Some(online) = &serve.online else {
+    let Some(online) = serve.online.get() else {
+        if serve.health.stage() == Stage::Starting {
+            return Err(Box::new(problem(StatusCode::SERVICE_UNAVAILABLE, "the job is starting", json!({}))));
+        }
         let detail = "no feature group is served here (`online: true`; of several processes, the first serves them)";
         return Err(Box::new(problem(StatusCode::NOT_FOUND, detail, json!({ "groups": [] }))));
     };

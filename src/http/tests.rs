@@ -29,6 +29,7 @@ fn server(online: Option<Arc<OnlineStore>>) -> (Server, Arc<Health>) {
     let expected = Expected { workers: 1, sources: vec!["flights".into()], ..Expected::default() };
     let health = Arc::new(Health::new(expected));
     let about = Box::new(|| json!({ "job": "flights" }));
+    let online = online.map_or_else(Features::default, |online| Arc::new(OnceLock::from(online)));
     let serve = Serve { health: health.clone(), exporter: metrics::install(), online, state: None, about };
     (start("127.0.0.1:0", serve).expect("a free port"), health)
 }
@@ -142,8 +143,12 @@ fn what_is_not_there_is_a_problem_document() {
     assert_eq!(post(&server, "/v1/features/by_origin", "text/plain", r#"{"keys": ["JFK"]}"#).0, 415);
     let large = format!(r#"{{"keys": ["{}"]}}"#, "x".repeat(BODY_BYTES_MAX));
     assert_eq!(post(&server, "/v1/features/by_origin", "application/json", &large).0, 413);
-    let (none, _) = self::server(None);
-    assert_eq!(get_json(&none, "/v1/features/by_origin/JFK").1["groups"], json!([]));
+    let (none, health) = self::server(None);
+    let (status, problem) = get_json(&none, "/v1/features/by_origin/JFK");
+    assert_eq!((status, &problem["detail"]), (503, &json!("the job is starting")));
+    health.set_running();
+    let (status, problem) = get_json(&none, "/v1/features/by_origin/JFK");
+    assert_eq!((status, &problem["groups"]), (404, &json!([])));
 }
 
 #[test]
@@ -183,7 +188,8 @@ fn a_savepoint_is_made_once_and_not_for_a_page() {
     let state = Place::folder(folder.path());
     let health = Arc::new(Health::new(Expected::default()));
     let about = Box::new(|| json!({}));
-    let serve = Serve { health, exporter: metrics::install(), online: None, state: Some(state.clone()), about };
+    let serve =
+        Serve { health, exporter: metrics::install(), online: Features::default(), state: Some(state.clone()), about };
     let server = start("127.0.0.1:0", serve).expect("a free port");
     let save = |name: &str, header: &str| {
         let head = format!("POST /v1/savepoints/{name} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{header}\r\n");
@@ -234,7 +240,7 @@ fn a_port_that_is_taken_is_an_error_that_says_what_to_do() {
         let serve = Serve {
             health: Arc::new(Health::new(Expected::default())),
             exporter: metrics::install(),
-            online: None,
+            online: Features::default(),
             state: None,
             about: Box::new(|| json!({})),
         };

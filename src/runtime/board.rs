@@ -1,9 +1,10 @@
 //! What a job's threads share, and what the metrics, the display and HTTP look at.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::clock::now_micros;
 use super::decided::Decided;
 use super::failure::Failures;
 use super::lanes::NO_LANE;
@@ -12,12 +13,17 @@ use super::seeds;
 use super::shared::{Durable, Ending, Gates, Taken, Unopened, Watermarks};
 use crate::checkpoint::{Checkpoint, effect_name};
 use crate::cluster::Shape;
+use crate::http::health::Health;
 use crate::online::{OnlineGroup, OnlineStore};
 use crate::plan::{Plan, SourcePlan};
 use crate::replay::Cuts;
 use crate::slow::QualityBySlice;
 use crate::sources::status::Status;
 use crate::sources::{Partitions, Port, Positions, Start};
+use crate::summary::{Summary, memory_peak_bytes};
+
+/// A worker whose last step is older than this is not at work.
+const HEARTBEAT_MICROS_MAX: i64 = 1_000_000;
 
 /// What a job's threads share. Cloning it clones references.
 #[derive(Clone)]
@@ -82,7 +88,7 @@ impl Board {
         });
         let gates = Gates::new(plan.engine.epoch.0);
         for lane in [&gates.slow_epoch, &gates.durable_epoch, &gates.decided_epoch] {
-            lane.store(NO_LANE, std::sync::atomic::Ordering::Relaxed);
+            lane.store(NO_LANE, Ordering::Relaxed);
         }
         Ok(Board {
             shape,
@@ -126,6 +132,43 @@ impl Board {
     /// The newest epoch that is durable in every sink, as far as this process knows.
     pub fn durable_epoch(&self) -> u64 {
         self.durable.epoch().unwrap_or_else(|| self.decided.epoch())
+    }
+
+    /// Asks the job to drain: sources stop, what has been taken is finished. Returns at once.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Whether the job drains.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Whether something has failed for good: the job ends as soon as it can.
+    pub fn is_failing(&self) -> bool {
+        self.gates.failed.load(Ordering::Acquire)
+    }
+
+    /// What this process has done so far.
+    pub fn sum_up(&self, plan: &Plan) -> Summary {
+        let mut summary = Summary {
+            job: plan.name.clone(),
+            epoch: self.durable_epoch(),
+            memory_peak_bytes: memory_peak_bytes(),
+            ..Summary::default()
+        };
+        summary.count(&self.meters, &plan.predictions());
+        summary
+    }
+
+    /// Tells `health` which workers have stepped lately.
+    pub fn report_steps(&self, health: &Health) {
+        let (now, micros) = (Instant::now(), now_micros());
+        for (worker, heartbeat) in self.heartbeats.iter().enumerate() {
+            if micros.saturating_sub(heartbeat.load(Ordering::Relaxed)) < HEARTBEAT_MICROS_MAX {
+                health.stepped(worker, now);
+            }
+        }
     }
 
     /// Positions by name instead of number.

@@ -23,7 +23,7 @@ use timely::scheduling::SyncActivator;
 
 use super::board::Board;
 use super::checkpoints::{Checkpoints, Start};
-use super::clock::{EpochClock, now_micros};
+use super::clock::EpochClock;
 use super::connect::Context;
 use super::coordinator::{Coordinator, Members};
 use super::crew::{Common, Crew};
@@ -37,20 +37,16 @@ use super::take_up::{TakenUp, take_up};
 use crate::checkpoint::{Checkpoint, NodeState, Place, Store};
 use crate::cluster::message::Welcome;
 use crate::cluster::{Joined, LOST, PeerFailure, Shape};
-use crate::http::health::Health;
 use crate::metrics::catalogue::MEMORY_BUDGET;
 use crate::offline::Begin;
 use crate::plan::Plan;
 use crate::replay::{Cuts, Pace, Progress, Replay, read_on_arrival};
 use crate::sources::status::Connection;
 use crate::sources::{Arrival, Port, SourceError};
-use crate::summary::{Summary, memory_peak_bytes};
+use crate::summary::Summary;
 
 /// Arrivals that an inbox holds before its connector waits.
 pub const INBOX: usize = 16;
-
-/// A worker whose last step is older than this is not at work.
-const HEARTBEAT_MICROS_MAX: i64 = 1_000_000;
 
 /// How a run is driven.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -279,34 +275,9 @@ impl Job {
         &self.progress
     }
 
-    /// Asks the job to drain: sources stop, what has been taken is finished. Returns at once.
-    pub fn stop(&self) {
-        self.board.draining.store(true, Ordering::Release);
-    }
-
     /// True when all rows have gone through and every sink is durable.
     pub fn ended(&self) -> bool {
         self.crew.ended()
-    }
-
-    /// True when something has failed for good: the job ends as soon as it can.
-    pub fn failing(&self) -> bool {
-        self.board.gates.failed.load(Ordering::Acquire)
-    }
-
-    /// What failed first. It is given once.
-    pub fn failure(&self) -> Option<anyhow::Error> {
-        self.board.failures.first()
-    }
-
-    /// Tells `health` which workers have stepped lately.
-    pub fn heartbeats(&self, health: &Health) {
-        let (now, micros) = (Instant::now(), now_micros());
-        for (worker, heartbeat) in self.board.heartbeats.iter().enumerate() {
-            if micros.saturating_sub(heartbeat.load(Ordering::Relaxed)) < HEARTBEAT_MICROS_MAX {
-                health.stepped(worker, now);
-            }
-        }
     }
 
     /// Looks after the job; called some times a second. Holds the sources while a lane is behind, and drains the job if
@@ -321,8 +292,8 @@ impl Job {
         for connector in ended {
             self.reap(connector);
         }
-        if self.failing() {
-            self.stop();
+        if self.board.is_failing() {
+            self.board.drain();
         }
     }
 
@@ -333,7 +304,8 @@ impl Job {
         }
     }
 
-    /// Waits for the end and closes the books: the last checkpoint, and what the run did.
+    /// Waits for the end and closes the books: the last checkpoint, and what the run did. It may wait for disks, stores and other
+    /// processes; whoever calls it says for how long.
     ///
     /// # Errors
     /// What made the job fail: the next start goes on from the newest checkpoint.
@@ -342,6 +314,8 @@ impl Job {
             self.look_after();
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
+        // What happens from here on happens to a job that has finished its records.
+        let stopped = self.board.is_draining();
         self.crew.join()?;
         for connector in std::mem::take(&mut self.connectors) {
             if let Ok(Err(error)) = connector.join() {
@@ -363,19 +337,15 @@ impl Job {
         if let Some(error) = self.board.failures.first() {
             return Err(error);
         }
-        if self.board.gates.failed.load(Ordering::Acquire) {
+        if self.board.is_failing() {
             return Err(elsewhere().into());
         }
-        let stopped = self.board.draining.load(Ordering::Acquire);
         let mut summary = Summary {
-            job: self.plan.name.clone(),
             ended: if stopped { "stopped" } else { "end_of_input" }.into(),
             epoch: self.board.ending.last_epoch().unwrap_or_default(),
             duration_seconds: self.started.elapsed().as_secs_f64(),
-            memory_peak_bytes: memory_peak_bytes(),
-            ..Summary::default()
+            ..self.board.sum_up(&self.plan)
         };
-        summary.count(&self.board.meters, &self.plan.predictions());
         if let Some(slow) = &lanes.slow {
             summary.judge(slow);
         }

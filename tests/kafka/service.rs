@@ -1,8 +1,6 @@
 //! A job as its operators see it: a topology in a folder of its own, topics that no other test has, `millstream run`, and
 //! what is to be seen from outside - topics, log, metrics.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,6 +9,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::program::{Running, millstream, root, said};
+pub use crate::program::{address, ask_for, get};
 
 /// The variable that says where the store of the state is.
 pub const ENDPOINT: &str = "S3_ENDPOINT";
@@ -142,35 +141,6 @@ impl Service {
             assert!(Instant::now() < deadline, "{topic} has less than {count} messages: {}", running.err());
         }
     }
-}
-
-/// The address a job serves at, from its log.
-pub fn address(running: &mut Running) -> String {
-    let deadline = Instant::now() + LONG;
-    loop {
-        let log = running.err();
-        let found = log.split_once("\"address\":\"").and_then(|(_, rest)| rest.split_once('"'));
-        if let Some((address, _)) = found {
-            return address.to_owned();
-        }
-        assert!(running.runs() && Instant::now() < deadline, "no address is served: {log}");
-    }
-}
-
-/// The body of `GET path`.
-pub fn get(address: &str, path: &str) -> String {
-    ask_for(address, "GET", path, 200)
-}
-
-/// The body of the answer to a request without one, which must have this status.
-pub fn ask_for(address: &str, method: &str, path: &str, status: u16) -> String {
-    let mut connection = TcpStream::connect(address).unwrap();
-    write!(connection, "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
-    body.to_owned()
 }
 
 /// Scrapes until nothing is wrong with the scrape in the eyes of `wrong`.
