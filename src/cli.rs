@@ -132,7 +132,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(PeerFailure { code, .. }) = cause.downcast_ref() {
         return Some(*code);
     }
-    if cause.is::<Report>() || cause.is::<run::place::Misplaced>() {
+    if cause.is::<Report>() || cause.is::<run::WrongOptions>() {
         return Some(2);
     }
     if cause.is::<run::Stopped>() {
@@ -141,8 +141,10 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<ModelError>() {
         return (!matches!(error, ModelError::Unreadable { .. } | ModelError::Runtime(_))).then_some(2);
     }
-    if let Some(SourceError::Gap { .. }) = cause.downcast_ref() {
-        return Some(3);
+    match cause.downcast_ref() {
+        Some(SourceError::NoHistory { .. }) => return Some(2),
+        Some(SourceError::Gap { .. }) => return Some(3),
+        Some(SourceError::File { .. } | SourceError::Kafka { .. }) | None => {}
     }
     if let Some(SinkError::TakenOver { .. }) = cause.downcast_ref() {
         return Some(4);

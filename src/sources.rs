@@ -166,6 +166,14 @@ pub enum SourceError {
         /// What was tried and what the broker said.
         detail: String,
     },
+    /// A topic is to be replayed, and nothing says in which files its events are.
+    #[error(
+        "source `{name}` has no history, and a replay reads the history of its sources; write `history: {{ files: ... }}`"
+    )]
+    NoHistory {
+        /// The source.
+        name: String,
+    },
     /// The position to go on from is gone (retention, a topic made anew): records would be missed.
     #[error(
         "source `{name}`: {topic}/{partition}: position {position} is not available ({detail}); records would be lost"

@@ -170,15 +170,22 @@ fn addresses_and_numbers_that_are_none() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let taken = taken.local_addr().expect("an address").to_string();
     for (args, code, says) in [
-        (["--http", "nonsense"], 1, "`nonsense` is not an address to listen on"),
+        (["--http", "nonsense"], 2, "`nonsense` is not an address to listen on"),
         (["--http", taken.as_str()], 1, "another process listens there"),
-        (["--workers", "0"], 1, "it must be from 1 to 256"),
+        (["--workers", "0"], 2, "it must be from 1 to 256"),
         (["--speed", "nan"], 2, "it is a number above 0"),
     ] {
         let mut command = millstream();
         command.arg("replay").arg(&topology).args(args).arg("--out").arg(folder.path().join("out"));
         fails(&mut command, code, &[says]);
     }
+}
+
+#[test]
+fn a_replay_without_history() {
+    let (folder, topology) = score(&[("history: { files: input.jsonl }", "")]);
+    fails(&mut example(folder.path(), &topology), 2, &["source `payments` has no history", "history: { files: ... }"]);
+    assert!(!folder.path().join("out").exists());
 }
 
 /// All files below a folder, and what is in them.

@@ -9,14 +9,15 @@ use clap::{Args, Parser, Subcommand};
 use crate::replay::Pace;
 use crate::runtime::job::Mode;
 use crate::runtime::repeats::Wanted;
+use crate::sources::SourceError;
 use crate::supervisor;
 use crate::topology::Topology;
 use drive::Drive;
-use place::{Misplaced, Placed};
+use place::Placed;
 use signals::Signals;
 
 mod drive;
-pub(super) mod place;
+mod place;
 mod signals;
 mod summary_file;
 mod watch;
@@ -140,13 +141,18 @@ pub fn run_built(topology: Topology, folder: &Path) -> anyhow::Result<ExitCode> 
     }
 }
 
+/// The command line is wrong, or does not go with the topology.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct WrongOptions(String);
+
 fn run(topology: Topology, folder: PathBuf, options: &Live) -> anyhow::Result<ExitCode> {
     let Live { common, from, allow_repeat, .. } = options;
     let wanted = Wanted { from: from.clone(), allow_repeat: *allow_repeat, allow_drop: common.allow_drop.clone() };
     let mode = if topology.is_bounded() { Mode::Bounded(Pace::Fastest) } else { Mode::Live };
     let placed = Placed::of(&topology, options)?;
     if let (Mode::Bounded(_), true) = (mode, placed.processes() > 1) {
-        return Err(Misplaced("all sources of this topology are files: one process reads them".into()).into());
+        return Err(WrongOptions("all sources of this topology are files: one process reads them".into()).into());
     }
     match placed {
         Placed::Supervisor(processes) => supervise(processes),
@@ -161,6 +167,9 @@ fn supervise(processes: usize) -> anyhow::Result<ExitCode> {
 }
 
 fn replay(topology: Topology, folder: PathBuf, options: &Replay) -> anyhow::Result<ExitCode> {
+    if let Some(name) = topology.source_without_history() {
+        return Err(SourceError::NoHistory { name: name.into() }.into());
+    }
     let output = std::path::absolute(&options.out).context("find the folder for the output")?;
     let pace = options.speed.map_or(Pace::Fastest, Pace::Lapse);
     let drive = Drive {

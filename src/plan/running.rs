@@ -46,9 +46,7 @@ impl SourcePlan {
             }
             (SourceKind::File(file), None) => (Input::Files(find_files(name, folder, &file.paths)?), file.sorted),
             (SourceKind::Memory(memory), None) => (Input::Messages(memory.messages.clone()), false),
-            (SourceKind::Kafka(_), None) => {
-                return Err(refuse("a replay reads the history of its sources; write `history: { files: ... }`"));
-            }
+            (SourceKind::Kafka(_), None) => return Err(SourceError::NoHistory { name: name.into() }),
         };
         let decode = decoding(&self.decoder).map_err(|detail| refuse(&detail.to_string()))?;
         let order = if sorted || self.event_time.is_none() { InputOrder::Sorted } else { InputOrder::Unsorted };

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{S3, Topology};
+use super::{S3, Source, Topology};
 use crate::offline::TableKind;
 use crate::sinks::SinkKind;
 use crate::sinks::file::FileSink;
@@ -11,6 +11,13 @@ impl Topology {
     /// True when every source ends: such a topology is run in event-time order, to its end.
     pub fn is_bounded(&self) -> bool {
         self.sources.values().all(|source| source.from.settings().connector().is_none())
+    }
+
+    /// The first source that can't be replayed: a topic whose history is not named.
+    pub fn source_without_history(&self) -> Option<&str> {
+        let goes_on = |source: &Source| source.from.settings().connector().is_some();
+        let without = self.sources.iter().find(|(_, source)| goes_on(source) && source.history.is_none());
+        without.map(|(name, _)| name.as_str())
     }
 
     /// The topology for a replay that writes below `out`: a Kafka sink `s` becomes the file `sinks/s.jsonl`, an offline

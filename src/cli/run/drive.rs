@@ -10,11 +10,11 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 
-use super::Common;
 use super::place::{InCluster, digest, shifted};
 use super::signals::Signals;
 use super::summary_file::SummaryFile;
 use super::watch::Watch;
+use super::{Common, WrongOptions};
 use crate::checkpoint::{Place, Store};
 use crate::cli;
 use crate::cluster::{self, Joined, Membership, Shape};
@@ -124,11 +124,11 @@ impl Drive<'_> {
         shape
     }
 
-    /// What runs.
-    fn plan(&self) -> anyhow::Result<Plan> {
+    /// What runs. The file was right when it was read: what is wrong now, the options have brought.
+    fn plan(&self) -> Result<Plan, WrongOptions> {
         Plan::new(&self.topology, &self.folder).map_err(|errors| {
             let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            anyhow::anyhow!("{}: {}", self.topology.name, errors.join("; "))
+            WrongOptions(format!("{}: {}", self.topology.name, errors.join("; ")))
         })
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::Live;
+use super::{Live, WrongOptions};
 use crate::plan::Plan;
 use crate::supervisor;
 use crate::topology::Topology;
@@ -33,18 +33,13 @@ pub(super) enum Placed {
     Process(Option<InCluster>),
 }
 
-/// The command line and the topology don't agree about processes.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(in crate::cli) struct Misplaced(pub(super) String);
-
 impl Placed {
     /// What this process is for.
     ///
     /// # Errors
     /// If command line and topology don't agree.
     pub fn of(topology: &Topology, options: &Live) -> anyhow::Result<Placed> {
-        let refuse = |why: String| Err(Misplaced(why).into());
+        let refuse = |why: String| Err(WrongOptions(why).into());
         let cluster = topology.engine.cluster.as_ref();
         if let (Some(processes), Some(supervised)) = (options.processes, supervisor::Place::of_this_process()?) {
             let supervisor::Place { process, addresses, secret, restarts } = supervised;
