@@ -2,11 +2,11 @@
 //! a test has it make, to see that they are noticed.
 //!
 //! Builds with debug assertions only; in a release build nothing is left of them. `MILLSTREAM_FAILPOINTS` says what happens,
-//! here: wait for 100 ms whenever a checkpoint is about to be written, die when the third manifest appears, find the disk full while
-//! there is `/tmp/full`, forget the markers.
+//! here: wait for 100 ms whenever a checkpoint is about to be written, die when the third manifest appears, panic when a file has been
+//! written to for the first time, find the disk full while there is `/tmp/full`, forget the markers.
 //!
 //! ```text
-//! MILLSTREAM_FAILPOINTS="checkpoint-gathered=sleep:100,manifest-published=kill@3,disk-full=/tmp/full,no-marker"
+//! MILLSTREAM_FAILPOINTS="checkpoint-gathered=sleep:100,manifest-published=kill@3,lines-written=panic@1,disk-full=/tmp/full,no-marker"
 //! ```
 //! `tests/kafka/chaos.rs` has a job die at each of them.
 
@@ -121,6 +121,8 @@ names! {
 enum Action {
     /// Die when it is reached for this time.
     Kill(u64),
+    /// Panic at this time, as a bug would.
+    Panic(u64),
     /// Wait, always or at this time.
     Sleep(Duration, Option<u64>),
 }
@@ -154,6 +156,7 @@ fn parse(text: &str) -> Result<Failpoints, String> {
             let at = at.map(str::parse).transpose().ok()?;
             match what.split_once(':') {
                 None if what == "kill" => Some(Action::Kill(at?)),
+                None if what == "panic" => Some(Action::Panic(at?)),
                 Some(("sleep", pause)) => Some(Action::Sleep(Duration::from_millis(pause.parse().ok()?), at)),
                 _ => None,
             }
@@ -170,6 +173,7 @@ fn parse(text: &str) -> Result<Failpoints, String> {
 }
 
 /// A place has been reached: whatever is set for it happens.
+#[track_caller]
 pub fn reached(point: Point) {
     if !cfg!(debug_assertions) {
         return;
@@ -181,11 +185,12 @@ pub fn reached(point: Point) {
                 tracing::error!(point = point.name(), times, "failpoint: dying");
                 std::process::abort();
             }
+            Action::Panic(at) if *at == times => panic!("failpoint: {}", point.name()),
             Action::Sleep(pause, at) if at.is_none_or(|at| at == times) => {
                 tracing::warn!(point = point.name(), times, ?pause, "failpoint: waiting");
                 std::thread::sleep(*pause);
             }
-            Action::Kill(_) | Action::Sleep(..) => {}
+            Action::Kill(_) | Action::Panic(_) | Action::Sleep(..) => {}
         }
     }
 }
@@ -206,15 +211,19 @@ mod tests {
 
     #[test]
     fn what_is_no_failpoint_is_named() {
-        let set = parse("table-staged=kill@3,no-redo,,marker-sent=sleep:20,disk-full=/tmp/full").unwrap();
+        let set =
+            parse("table-staged=kill@3,file-cut=panic@1,no-redo,,marker-sent=sleep:20,disk-full=/tmp/full").unwrap();
         let points: Vec<_> = set.points.iter().map(|(point, action, _)| (*point, *action)).collect();
         let expected = [
             (Point::TableStaged, Action::Kill(3)),
+            (Point::FileCut, Action::Panic(1)),
             (Point::MarkerSent, Action::Sleep(Duration::from_millis(20), None)),
         ];
         assert_eq!((&points[..], &set.flaws[..]), (&expected[..], &[Flaw::NoRedo][..]));
         assert_eq!(set.troubles, [(Trouble::DiskFull, PathBuf::from("/tmp/full"))]);
-        for wrong in ["table-staged", "table-staged=kill", "no-redo=kill@1", "nothing", "marker-sent=sleep:x"] {
+        for wrong in
+            ["table-staged", "table-staged=kill", "file-cut=panic", "no-redo=kill@1", "nothing", "marker-sent=sleep:x"]
+        {
             assert_eq!(parse(&format!("no-cut,{wrong}")).unwrap_err(), wrong);
         }
     }

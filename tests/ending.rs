@@ -1,4 +1,4 @@
-//! How runs end that do not come to their end by themselves: signals in each phase, deadlines; and what they leave in the file of
+//! How runs end that do not come to their end by themselves: signals in each phase, deadlines, bugs; and what they leave in the file of
 //! their summary. What takes too long here waits at a failpoint (`src/failpoint.rs`).
 
 use std::path::Path;
@@ -111,4 +111,22 @@ fn a_stop_has_one_deadline_for_all_that_it_has_to_finish() {
     // Nothing is lost.
     let printed = summary(replay(folder).args(["--http", "off"]));
     assert_eq!(printed["ended"], "end_of_input");
+}
+
+#[test]
+fn a_panic_on_any_thread_ends_the_process_and_is_named() {
+    for (failpoint, thread, place) in [
+        ("state-loaded", "start", "src/runtime/take_up.rs:"),
+        ("checkpoint-gathered", "checkpoints", "src/runtime/checkpoints.rs:"),
+        ("lines-written", "sink ", "src/sinks/lines.rs:"),
+    ] {
+        let folder = topology("25s");
+        let said = Running::start(&mut replay_with(folder.path(), failpoint, "panic@1")).end();
+        assert_eq!(said.status.code(), Some(70), "{failpoint}: {}", said.err);
+        let says = [&format!("\"thread\":\"{thread}"), place, &format!("failpoint: {failpoint}")];
+        for text in says {
+            assert!(said.err.contains(text), "`{text}` is not in: {}", said.err);
+        }
+        assert!(said.out.is_empty(), "half a run has a result: {}", said.out);
+    }
 }
