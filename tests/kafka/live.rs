@@ -295,7 +295,9 @@ fn a_topic_that_is_not_there_is_an_error() {
     let said = failure(run(&service, 1));
     assert!(said.contains(&service.topic("payments")) || said.contains(&service.topic("predictions")), "{said}");
     assert!(said.contains("does not exist"), "{said}");
-    assert!(!Path::new(&service.folder().join("state/checkpoint")).exists());
+    assert_eq!(service.newest_epoch(), 0, "nothing was decided");
+    let segments = std::fs::read_dir(service.folder().join("state/seg"));
+    assert_eq!(segments.map_or(0, Iterator::count), 0, "there is nothing to keep");
 }
 
 #[test]
