@@ -21,10 +21,17 @@ pub struct Row {
     pub partition: u32,
     /// Offset within the partition: Kafka's offset, or the line or row number (0-based) of a file.
     pub offset: i64,
-    /// When the event happened.
+    /// When the event happened; 0 if it has no event time.
     pub event_time: EventTime,
     /// When the process received it: microseconds since 1970 by the process's clock. For latency only.
     pub arrived_micros: i64,
+}
+
+impl Row {
+    /// When the event happened; `None` if it has no event time: event times begin behind 0.
+    pub fn happened(&self) -> Option<EventTime> {
+        (self.event_time != 0).then_some(self.event_time)
+    }
 }
 
 /// Rows on an edge of the dataflow. Invariant: `rows.len() == records.num_rows()`, and `raw` is as long when it is there.

@@ -287,8 +287,13 @@ impl Decoder {
         failures.extend(invalid.into_iter().map(|(row, failure)| (origin(row), failure)));
         failures.sort_by_key(|(index, _)| *index);
         let raw = source.raw.clone().filter(|_| self.keep_raw);
+        // What could be read has its event time, whatever else is wrong with it.
+        let row = |index: usize| match &read {
+            Some(read) => read.binary_search(&(index as u32)).map_or(source.rows[index], |at| rows[at]),
+            None => rows[index],
+        };
         for (index, failure) in &failures {
-            rejects.push(source.reject(&self.stage, *index, failure));
+            rejects.push(source.reject(&self.stage, *index, row(*index), failure));
         }
         let (records, rows) = match valid {
             Some(valid) => (take(&records, &valid), valid.iter().map(|row| rows[*row as usize]).collect()),
@@ -314,14 +319,14 @@ struct Source {
 }
 
 impl Source {
-    fn reject(&self, stage: &Arc<str>, index: usize, failure: &Failure) -> Reject {
+    fn reject(&self, stage: &Arc<str>, index: usize, row: Row, failure: &Failure) -> Reject {
         let payload = match (&self.raw, &self.typed) {
             (Some(raw), _) => raw.value(index).to_vec(),
             (None, Some(typed)) => reject::as_json(typed, index),
             (None, None) => Vec::new(),
         };
         let (reason, detail) = (failure.reason, failure.detail.clone());
-        Reject { stage: stage.clone(), reason, detail, payload, row: self.rows[index] }
+        Reject { stage: stage.clone(), reason, detail, payload, event_time: row.happened(), row }
     }
 }
 

@@ -4,10 +4,10 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BinaryBuilder, RecordBatch, StringBuilder};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::array::{ArrayRef, BinaryBuilder, RecordBatch, StringBuilder, TimestampMillisecondArray};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
-use crate::batch::{Batch, Row};
+use crate::batch::{Batch, EventTime, Row};
 
 /// Why a record was rejected: a closed list, so that it can be a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -90,7 +90,10 @@ pub struct Reject {
     pub detail: String,
     /// The original bytes; empty for a tombstone.
     pub payload: Vec<u8>,
-    /// Where it came from.
+    /// When the event happened, if that could be read.
+    pub event_time: Option<EventTime>,
+    /// Where it came from. In a bounded run its event time is the place of the record among the others, which may not be its
+    /// own.
     pub row: Row,
 }
 
@@ -102,7 +105,8 @@ impl Reject {
             Some(raw) => raw.value(row).to_vec(),
             None => as_json(&batch.records, row),
         };
-        Reject { stage: stage.clone(), reason, detail: detail.into(), payload, row: batch.rows[row] }
+        let row = batch.rows[row];
+        Reject { stage: stage.clone(), reason, detail: detail.into(), payload, event_time: row.happened(), row }
     }
 }
 
@@ -127,13 +131,15 @@ pub(crate) fn shortened(value: &str) -> Cow<'_, str> {
     }
 }
 
-/// The columns of a batch of rejects: `payload` (binary), `stage`, `reason`, `detail` (text).
+/// The columns of a batch of rejects: `payload` (binary), `stage`, `reason`, `detail` (text), `event_time` (null where it could
+/// not be read).
 pub fn schema() -> SchemaRef {
     Arc::new(Schema::new(vec![
         Field::new("payload", DataType::Binary, false),
         Field::new("stage", DataType::Utf8, false),
         Field::new("reason", DataType::Utf8, false),
         Field::new("detail", DataType::Utf8, false),
+        Field::new("event_time", DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())), true),
     ]))
 }
 
@@ -147,11 +153,13 @@ pub fn to_batch(rejects: &[Reject]) -> Batch {
         reason.append_value(reject.reason.as_str());
         detail.append_value(&reject.detail);
     }
+    let times: TimestampMillisecondArray = rejects.iter().map(|reject| reject.event_time).collect();
     let columns: Vec<ArrayRef> = vec![
         Arc::new(payload.finish()),
         Arc::new(stage.finish()),
         Arc::new(reason.finish()),
         Arc::new(detail.finish()),
+        Arc::new(times.with_timezone("UTC")),
     ];
     let records = RecordBatch::try_new(schema(), columns).expect("the builders follow the schema");
     Batch::new(records, rejects.iter().map(|r| r.row).collect())

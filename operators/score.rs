@@ -210,7 +210,14 @@ impl Score {
             Some(raw) if raw.is_valid(row) => raw.value(row).to_vec(),
             _ => Vec::new(),
         };
-        Reject { stage: self.stage.clone(), reason, detail, payload, row: batch.rows[row] }
+        Reject {
+            stage: self.stage.clone(),
+            reason,
+            detail,
+            payload,
+            event_time: batch.rows[row].happened(),
+            row: batch.rows[row],
+        }
     }
 }
 

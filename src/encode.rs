@@ -15,7 +15,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use arrow::datatypes::{DataType, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Schema, SchemaRef, TimestampMillisecondType};
 use millstream_operators::Batch;
 use millstream_operators::expressions::Expression;
 use millstream_operators::key::KeyColumns;
@@ -189,6 +189,8 @@ impl Encoder {
         let (names, streams) = (Names::new(partitions), Names::of_streams(partitions));
         let mut header = HeaderWriter { names, streams, records };
         let rejects = ["stage", "reason", "detail"].map(|name| text_column(batch, name));
+        let times = batch.records.column_by_name("event_time").filter(|_| self.headers == Headers::Reject);
+        let times = times.and_then(|times| times.as_primitive_opt::<TimestampMillisecondType>());
         for (n, row) in batch.rows.iter().enumerate() {
             match (self.headers, &self.origins.model) {
                 (Headers::Prediction, Some(model)) => {
@@ -206,7 +208,8 @@ impl Encoder {
                 header.number(epoch as i64);
                 header.number(self.generation as i64);
             }
-            header.event_time(row.event_time);
+            // That of a reject is null if it could not be read.
+            header.event_time(times.map_or(Some(row.event_time), |times| times.is_valid(n).then(|| times.value(n))));
             header.origin(row);
         }
     }
@@ -245,8 +248,10 @@ impl HeaderWriter<'_> {
         serde_json::to_writer(&mut self.records.headers, &number).expect("a Vec takes every write");
         self.end();
     }
-    fn event_time(&mut self, time: i64) {
-        json::write_timestamp(time, &mut self.records.headers);
+    fn event_time(&mut self, time: Option<i64>) {
+        if let Some(time) = time {
+            json::write_timestamp(time, &mut self.records.headers);
+        }
         self.end();
     }
     fn prediction_id(&mut self, row: &millstream_operators::Row, version: &str) {

@@ -86,6 +86,23 @@ fn whole_numbers_are_held_against_ranges_as_whole_numbers() {
 }
 
 #[test]
+fn a_reject_bears_its_own_event_time_if_that_could_be_read() {
+    let early = good(1).replace(&(NOW + 1).to_string(), "-1");
+    let texts = ["{", &good(1).replace("1.5", "-1.5"), &early, &good(2).replace("web", "fax")];
+    let mut rejects = Vec::new();
+    assert!(json().decode(messages(texts.map(|text| Some(text.as_bytes()))), Some(NOW), &mut rejects).is_none());
+    let times: Vec<_> = rejects.iter().map(|reject| (reject.reason, reject.event_time)).collect();
+    // The others have what the message said, 5.
+    let expected = [
+        (Reason::Malformed, Some(5)),
+        (Reason::OutOfRange, Some(NOW + 1)),
+        (Reason::BadEventTime, Some(5)),
+        (Reason::CheckFailed, Some(NOW + 2)),
+    ];
+    assert_eq!(times, expected);
+}
+
+#[test]
 fn good_messages_become_rows_in_order() {
     let payloads: Vec<String> = (0..3).map(good).collect();
     let mut rejects = Vec::new();

@@ -69,7 +69,14 @@ fn reject_rows(
         };
         let payload = batch.raw.as_ref().filter(|raw| raw.is_valid(row)).map(|raw| raw.value(row).to_vec());
         let payload = payload.unwrap_or_default();
-        out.rejects.push(Reject { stage: stage.clone(), reason, detail, payload, row: batch.rows[row] });
+        out.rejects.push(Reject {
+            stage: stage.clone(),
+            reason,
+            detail,
+            payload,
+            event_time: batch.rows[row].happened(),
+            row: batch.rows[row],
+        });
     }
     batch.take(&kept).expect("the indices are rows of the batch")
 }

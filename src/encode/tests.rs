@@ -127,6 +127,7 @@ fn a_dead_letter_is_the_original_bytes() {
         reason: Reason::Malformed,
         detail: format!("no. {n}"),
         payload: payload.to_vec(),
+        event_time: row(n).happened(),
         row: row(n),
     };
     let batch = reject::to_batch(&[reject(0, b"{\"half"), reject(1, b"\xff\x00"), reject(2, b"")]);
@@ -144,6 +145,7 @@ fn a_dead_letter_is_the_original_bytes() {
         ("offset", "11"),
     ];
     assert_eq!(headers(&records, 1), expected);
+    assert_eq!(headers(&records, 0)[3], ("event_time", ""), "a record from a file that could not be read has no time");
 }
 
 #[test]

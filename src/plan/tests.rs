@@ -168,6 +168,6 @@ fn a_sink_without_a_choice_writes_all_columns() {
     let written =
         |i: usize| plan.sinks[i].schema.fields().iter().map(|f| f.name().clone()).collect::<Vec<_>>().join(" ");
     assert_eq!(written(0), "card shop city amount");
-    assert!(written(1).starts_with("payload stage reason detail topic partition offset"), "{}", written(1));
+    assert!(written(1).starts_with("payload stage reason detail event_time topic partition offset"), "{}", written(1));
     assert_eq!(plan.sinks[0].columns.len(), 4);
 }

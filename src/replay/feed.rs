@@ -140,7 +140,7 @@ fn failure(decoding: &Decoding, file: &str, detail: String) -> SourceError {
 
 /// Reads and decodes one chunk and brings rows and rejects into the order of the file. `last` is the event time of the
 /// row before, and becomes that of the chunk's last row. `None` at the end of the file. A record that failed takes the
-/// time of the row before it: it has none of its own, and so its dead letter stands where the record stood.
+/// place of the row before it: it may have no time of its own, and so its dead letter stands where the record stood.
 fn decode(opened: &mut Opened, decoding: &mut Decoding, last: &mut EventTime) -> Result<Option<Loaded>, SourceError> {
     let Some(chunk) = opened.next_chunk()? else { return Ok(None) };
     let mut rejects = Vec::new();

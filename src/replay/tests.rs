@@ -36,6 +36,7 @@ fn decode(chunk: Chunk, rejects: &mut Vec<Reject>) -> Result<Option<Batch>, Stri
                         reason: Reason::Malformed,
                         detail: String::new(),
                         payload: payload.to_vec(),
+                        event_time: None,
                         row: *row,
                     }),
                 }
