@@ -4,10 +4,19 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
+use millstream::cluster::{Joined, Shape};
+use millstream::plan::Plan;
+use millstream::replay::Pace;
+use millstream::runtime::job::{Job, Mode};
+use millstream::runtime::repeats::Wanted;
+use millstream::sinks::SinkKind;
+use millstream::sinks::memory::{self, MemorySink};
+use millstream::topology::Topology;
 use serde_json::Value;
 
-use super::program::{lasting, records, replay, root, sink_files, summary, total};
+use super::program::{lasting, millstream, records, replay, root, said, sink_files, summary, total};
 
 /// Numbers of workers that must give the same bytes.
 const WORKERS: [usize; 3] = [1, 2, 4];
@@ -91,6 +100,74 @@ fn outcomes_and_drift() {
 #[test]
 fn csv_and_parquet() {
     check("files");
+}
+
+/// Records that stand in the topology itself, in no order, and one that is none; a sink of each kind that needs no broker.
+const RECORDS: &str = r#"
+version: 1
+name: records
+sources:
+  payments:
+    from:
+      memory:
+        messages:
+          - '{"at": 3000, "id": "c", "amount": 2.5}'
+          - '{"at": 1000, "id": "a", "amount": 1}'
+          - 'no JSON'
+          - '{"at": 2000, "id": "b", "amount": null}'
+    schema: { at: int64, id: string, amount: float64? }
+    event_time: { column: at }
+sinks:
+  written: { from: payments, to: { file: { path: written.jsonl } }, key: [id] }
+  shown: { from: payments, to: stdout }
+  kept: { from: payments, to: { memory: { name: records } }, key: [id] }
+  dead_letters: { from: rejects, to: { file: { path: rejected.jsonl } } }
+engine: { workers: 2, http: "off" }
+"#;
+
+/// Runs a bounded topology in this process.
+fn run_here(topology: &Topology, folder: &Path) {
+    let plan = Plan::new(topology, folder).expect("a plan");
+    let shape = Shape::single(plan.engine.workers);
+    let (wanted, joined) = (Wanted::default(), Joined::default());
+    let mut job = Job::start(Arc::new(plan), Mode::Bounded(Pace::Fastest), &wanted, shape, joined).expect("a job");
+    while !job.ended() {
+        job.look_after();
+        std::thread::yield_now();
+    }
+    job.finish().expect("it ends well");
+}
+
+#[test]
+fn sinks_without_a_broker_get_the_same_records_in_order() {
+    let expected = [
+        r#"{"at":1000,"id":"a","amount":1.0}"#,
+        r#"{"at":2000,"id":"b","amount":null}"#,
+        r#"{"at":3000,"id":"c","amount":2.5}"#,
+    ];
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("topology.yaml");
+    std::fs::write(&path, RECORDS).expect("a file");
+    let lines = |file: &str| std::fs::read_to_string(folder.path().join(file)).expect("a sink's file");
+    let shown = said(millstream().arg("run").arg(&path));
+    assert_eq!((&shown, &lines("written.jsonl")), (&(expected.join("\n") + "\n"), &shown));
+    let rejected = records(&lines("rejected.jsonl"));
+    assert_eq!((rejected.len(), &rejected[0]["payload"]), (1, &"no JSON".into()));
+    assert_eq!((&rejected[0]["offset"], &rejected[0]["event_time"]), (&2.into(), &Value::Null));
+
+    let (mut topology, _) = millstream::cli::load(&path).expect("a topology");
+    topology.sinks.shift_remove("shown");
+    topology.sinks.shift_remove("written");
+    topology.engine.state = "state-here".into();
+    topology.sinks["dead_letters"].to = SinkKind::Memory(MemorySink { name: "records rejected".into() });
+    run_here(&topology, folder.path());
+    let kept = memory::take("records");
+    let texts: Vec<_> = kept.iter().map(|record| String::from_utf8_lossy(&record.value).into_owned()).collect();
+    assert_eq!(texts, expected);
+    let keys: Vec<_> = kept.iter().map(|record| record.key.as_deref()).collect();
+    assert_eq!(keys, [Some(b"a".as_slice()), Some(b"b"), Some(b"c")]);
+    assert_eq!(kept.iter().map(|record| record.event_time).collect::<Vec<_>>(), [1_000, 2_000, 3_000]);
+    assert_eq!(memory::take("records rejected").len(), 1);
 }
 
 /// The example that everybody starts with, against what ONNX Runtime for Python says.
