@@ -133,8 +133,9 @@ fn nobody_waits_for_strangers_when_all_are_there() {
         let crowd = crowd(&at[0]);
         let began = Instant::now();
         let others: Vec<_> = memberships[1..].iter().map(|membership| scope.spawn(|| join(membership))).collect();
-        first.join().unwrap().unwrap();
-        others.into_iter().for_each(|other| drop(other.join().unwrap().unwrap()));
+        // Whoever goes when it has joined fails those that still wait for each other.
+        let _first = first.join().unwrap().unwrap();
+        let _others: Vec<Joined> = others.into_iter().map(|other| other.join().unwrap().unwrap()).collect();
         drop(crowd);
         began.elapsed()
     });
