@@ -102,15 +102,19 @@ pub fn start(address: &str, serve: Serve) -> Result<Server, HttpError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| refused(error.to_string()))?;
     let (stop, stopped) = oneshot::channel();
+    let serve = Arc::new(serve);
     let body = move || {
+        let served = serve.clone();
         runtime.block_on(async move {
             match tokio::net::TcpListener::from_std(listener) {
-                Ok(listener) => run(listener, Arc::new(serve), stopped).await,
+                Ok(listener) => run(listener, served, stopped).await,
                 Err(error) => tracing::error!(%error, "the HTTP interface can't run"),
             }
         });
         // Nobody waits at the end for a savepoint that waits for a disk or a store.
         runtime.shutdown_background();
+        // Only now: a bucket with the job's state waits for its store when it goes, which nobody may do within a runtime.
+        drop(serve);
     };
     let thread = std::thread::Builder::new().name("http".into()).spawn(body);
     let thread = thread.map_err(|error| refused(error.to_string()))?;
