@@ -76,13 +76,10 @@ impl Contact<'_> {
         let now = topic_id(self.consumer, topic, TRY);
         let (Some(known), Some(id)) = (known, &now) else { return Ok(now.or_else(|| known.map(str::to_owned))) };
         match positions.find(|(_, position)| *position > 0).filter(|_| known != id) {
-            Some((partition, position)) => Err(SourceError::Gap {
-                name: self.name.into(),
-                topic: topic.into(),
-                partition,
-                position,
-                detail: format!("the topic was made anew: its id was {known} and is {id}"),
-            }),
+            Some((partition, position)) => {
+                let detail = format!("the topic was made anew: its id was {known} and is {id}");
+                Err(self.missed(topic, partition, position, detail))
+            }
             None => Ok(now),
         }
     }
@@ -114,6 +111,11 @@ impl Contact<'_> {
             Ok((low, high)) => there(low, high),
             Err(error) => error.to_string(),
         };
+        self.missed(topic, partition, position, detail)
+    }
+
+    /// The error that records would be missed.
+    fn missed(&self, topic: &str, partition: i32, position: i64, detail: String) -> SourceError {
         SourceError::Gap { name: self.name.into(), topic: topic.into(), partition, position, detail }
     }
 
@@ -137,13 +139,9 @@ impl Contact<'_> {
     ) -> Result<Option<i64>, SourceError> {
         let Some((low, high)) = self.retry(|| self.watermarks(topic, partition))? else { return Ok(None) };
         match (resumed, start) {
-            (Some(position), _) if position < low || position > high => Err(SourceError::Gap {
-                name: self.name.into(),
-                topic: topic.into(),
-                partition,
-                position,
-                detail: there(low, high),
-            }),
+            (Some(position), _) if position < low || position > high => {
+                Err(self.missed(topic, partition, position, there(low, high)))
+            }
             (Some(position), _) => Ok(Some(position)),
             (None, StartAt::Earliest) => Ok(Some(low)),
             (None, StartAt::Latest) => Ok(Some(high)),
@@ -153,13 +151,10 @@ impl Contact<'_> {
     /// A position of a partition that the topic no longer has is a gap, too.
     fn check_count(&self, topic: &str, count: i32, positions: &Positions) -> Result<(), SourceError> {
         match of_topic(topic, positions).find(|(partition, _)| *partition >= count) {
-            Some((partition, position)) => Err(SourceError::Gap {
-                name: self.name.into(),
-                topic: topic.into(),
-                partition,
-                position,
-                detail: format!("the topic has {count} partitions now: it was made anew"),
-            }),
+            Some((partition, position)) => {
+                let detail = format!("the topic has {count} partitions now: it was made anew");
+                Err(self.missed(topic, partition, position, detail))
+            }
             None => Ok(()),
         }
     }
