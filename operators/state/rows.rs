@@ -356,9 +356,15 @@ mod tests {
             // A part comes after what it is a part of.
             let mut there = std::collections::BTreeSet::new();
             let steps: Vec<(u8, Step)> = steps.into_iter().filter(|(key, step)| match step {
-                Step::Put(_) => there.insert(*key) || true,
                 Step::Part(_) => there.contains(key),
-                Step::Remove => there.remove(key) || true,
+                Step::Put(_) => {
+                    there.insert(*key);
+                    true
+                }
+                Step::Remove => {
+                    there.remove(key);
+                    true
+                }
             }).collect();
             let bytes = write(&steps);
             prop_assert_eq!(read(&bytes).map(Result::unwrap).count(), steps.len());

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use crossbeam_channel::{Receiver, bounded};
 
 use super::signals::Signals;
 use crate::display::Display;
@@ -135,11 +135,7 @@ fn beside<T: Send + 'static>(
     Ok(outcome)
 }
 
-/// What has come of it, if it has come within a look.
+/// What has come of it, if it has come within a look. A panic of the thread, of which nothing comes, is ending the process.
 fn result<T>(outcome: &Outcome<T>) -> Option<anyhow::Result<T>> {
-    match outcome.recv_timeout(LOOK) {
-        Ok(result) => Some(result),
-        // A panic of the thread is ending the process.
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-    }
+    outcome.recv_timeout(LOOK).ok()
 }
