@@ -4,7 +4,7 @@
 //! same definition is **kept**, whatever else has changed. One of another definition is **recomputed**: it begins empty,
 //! and new records fill it; a feature group that has some aggregates in common with itself is **extended**: they go on. A
 //! source, sink or table of another place is **replaced**. One that the plan lacks is **dropped**. What the checkpoint lacks
-//! is **new**.
+//! is **new**. A group that does not go on as it is may be [filled](crate::backfill) with what was read before: a **backfill**.
 //!
 //! ```text
 //! checkpoint: features.card 5f0c…  features.shop a18b…  drift.amount 77d1…
@@ -24,8 +24,8 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::checkpoint::{Block, Checkpoint, CheckpointError, Defined, Definitions, Kind, NodeState};
-use crate::plan::Plan;
 use crate::plan::definitions::TEXTS;
+use crate::plan::{GroupPlan, Plan};
 pub use contents::Contents;
 use groups::Layout;
 
@@ -47,6 +47,9 @@ pub enum Verdict {
     Extend,
     /// It is computed otherwise: what the checkpoint has of it is dropped, and new records fill it.
     Recompute,
+    /// It is a feature group that is new or defined otherwise, and goes on with what a backfill has made of the records that
+    /// the job has read.
+    Backfill,
     /// It is a source, sink or table of another place: what the checkpoint has of the old one is dropped.
     Replace,
     /// It is gone, and so is what the checkpoint has of it.
@@ -108,7 +111,7 @@ impl Change {
                         .map(|aggregates| Contents { aggregates: Some(aggregates), ..contents })
                 }
                 Verdict::Keep => unread_positions(checkpoint, plan, node, bounded),
-                Verdict::Recompute | Verdict::Replace | Verdict::Drop => {
+                Verdict::Recompute | Verdict::Backfill | Verdict::Replace | Verdict::Drop => {
                     Some(Contents::of(checkpoint, node)?).filter(|contents| !contents.is_empty())
                 }
             };
@@ -119,6 +122,22 @@ impl Change {
             nodes.push(NodeChange { node: node.clone(), verdict, because, has: None, loses });
         }
         Ok(Change { epoch: checkpoint.progress.epoch, nodes })
+    }
+
+    /// Has the feature groups of these names (`card` or `features.card`) begin with what a backfill has made. Gives their paths,
+    /// without those that are kept.
+    ///
+    /// # Errors
+    /// If one of them is no feature group of the plan.
+    pub fn backfill(&mut self, groups: &[String], plan: &Plan) -> Result<Vec<String>, NoGroup> {
+        let named = named_groups(groups, plan)?;
+        let chosen = self.nodes.iter_mut().filter(|node| node.verdict != Verdict::Keep && named.contains(&node.node));
+        Ok(chosen
+            .map(|node| {
+                (node.verdict, node.loses) = (Verdict::Backfill, None);
+                node.node.clone()
+            })
+            .collect())
     }
 
     /// Says of each node what the checkpoint has of it. All state is gone through for that.
@@ -150,19 +169,20 @@ impl Change {
         }
     }
 
-    /// Leaves in the checkpoint what the plan goes on with. Gives the state that is made of it anew, for the next checkpoint:
-    /// what a feature group has in common with itself, and that of a further instance of a group, which has seen the same
-    /// rows as the first, and begins with the same state.
+    /// Leaves in the checkpoint what the plan goes on with. Gives the state that is made anew, for the next checkpoint: what a
+    /// feature group has in common with itself, or with what a backfill has made of it, `filled`; and that of a further instance
+    /// of a group, which has seen the same rows as the first, and begins with the same state.
     ///
     /// # Errors
-    /// If the checkpoint's rows do not decode.
+    /// If rows of one of the checkpoints do not decode.
     pub fn apply(
         &self,
         checkpoint: &mut Checkpoint,
         plan: &Plan,
         bounded: bool,
+        filled: &Checkpoint,
     ) -> Result<Vec<Block>, CheckpointError> {
-        let made = self.states(checkpoint, plan)?;
+        let made = self.states(checkpoint, plan, filled)?;
         let kept: BTreeSet<&str> =
             self.nodes.iter().filter(|node| node.verdict == Verdict::Keep).map(|node| node.node.as_str()).collect();
         let kept = |section: &str, name: &str| kept.contains(format!("{section}.{name}").as_str());
@@ -200,7 +220,12 @@ impl Change {
     }
 
     /// The states that are made anew, of a checkpoint that is still whole.
-    fn states(&self, checkpoint: &Checkpoint, plan: &Plan) -> Result<Vec<(String, NodeState)>, CheckpointError> {
+    fn states(
+        &self,
+        checkpoint: &Checkpoint,
+        plan: &Plan,
+        filled: &Checkpoint,
+    ) -> Result<Vec<(String, NodeState)>, CheckpointError> {
         let before = &checkpoint.progress.definitions;
         let verdict = |path: &str| self.nodes.iter().find(|node| node.node == path).map(|node| node.verdict);
         let mut made: Vec<(String, NodeState)> = Vec::new();
@@ -216,16 +241,18 @@ impl Change {
             if group.is_first() && (verdict != Some(Verdict::Keep) || says_less()) {
                 made.push((group.shape_path(), layout.state()));
             }
+            let origin = if verdict == Some(Verdict::Backfill) { filled } else { checkpoint };
             let state = match verdict {
-                Some(Verdict::Extend) if group.is_first() => {
-                    let Some(was) = Layout::read(checkpoint, group) else { continue };
-                    let is = Layout::of(group);
-                    if let Some(served) = checkpoint.nodes.get(&group.online_path()).filter(|_| group.online) {
-                        made.push((group.online_path(), was.carry_served(&is, group, served)?));
+                Some(Verdict::Extend | Verdict::Backfill) if group.is_first() => {
+                    let Some(was) = Layout::read(origin, group) else { continue };
+                    if let Some(served) = origin.nodes.get(&group.online_path()).filter(|_| group.online) {
+                        made.push((group.online_path(), was.carry_served(&layout, group, served)?));
                     }
-                    checkpoint.nodes.get(&first).map(|state| was.carry(&is, group, state)).transpose()?
+                    origin.nodes.get(&first).map(|state| was.carry(&layout, group, state)).transpose()?
                 }
-                Some(Verdict::Extend) => made.iter().find(|(node, _)| *node == first).map(|(_, state)| state.clone()),
+                Some(Verdict::Extend | Verdict::Backfill) => {
+                    made.iter().find(|(node, _)| *node == first).map(|(_, state)| state.clone())
+                }
                 Some(Verdict::Keep) if !before.contains_key(&group.path()) => checkpoint.nodes.get(&first).cloned(),
                 _ => None,
             };
@@ -247,13 +274,14 @@ impl Change {
         };
         let (keep, new) = (named(Verdict::Keep), named(Verdict::New));
         let (extend, recompute) = (named(Verdict::Extend), named(Verdict::Recompute));
-        let (replace, dropped) = (named(Verdict::Replace), named(Verdict::Drop));
+        let (backfill, replace, dropped) = (named(Verdict::Backfill), named(Verdict::Replace), named(Verdict::Drop));
         tracing::info!(
             epoch = self.epoch,
             keep,
             new,
             extend,
             recompute,
+            backfill,
             replace,
             drop = dropped,
             "the topology has changed"
@@ -326,6 +354,27 @@ fn unread_positions(checkpoint: &Checkpoint, plan: &Plan, node: &str, bounded: b
     Some(contents).filter(|contents| !contents.is_empty())
 }
 
+/// The paths of the feature groups of these names, each `card` or `features.card`.
+///
+/// # Errors
+/// If the plan lacks one.
+pub fn named_groups(names: &[String], plan: &Plan) -> Result<BTreeSet<String>, NoGroup> {
+    let groups = || plan.groups.iter().filter(|group| group.is_first());
+    let path = |name: &String| {
+        let found = groups().find(|group| group.name == *name || group.path() == *name).map(GroupPlan::path);
+        found.ok_or_else(|| NoGroup { name: name.clone(), known: groups().map(|group| group.name.clone()).collect() })
+    };
+    names.iter().map(path).collect()
+}
+
+/// A backfill of something that is no feature group.
+#[derive(Debug, thiserror::Error)]
+#[error("`{name}` is no feature group of the topology, and only those can be filled; there are {}", .known.join(", "))]
+pub struct NoGroup {
+    name: String,
+    known: Vec<String>,
+}
+
 /// A start that would lose something.
 #[derive(Debug, thiserror::Error)]
 pub struct Refused {
@@ -340,7 +389,7 @@ impl fmt::Display for Refused {
             let why = match verdict {
                 Verdict::Drop => "is gone",
                 Verdict::Keep => "reads other topics",
-                Verdict::New | Verdict::Extend | Verdict::Recompute | Verdict::Replace => "is defined otherwise",
+                _ => "is defined otherwise",
             };
             let because = match because.iter().map(String::as_str).filter(|cause| cause != node).collect::<Vec<_>>() {
                 causes if causes.is_empty() => String::new(),

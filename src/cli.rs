@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 
-use crate::change::Refused;
+use crate::backfill::BackfillError;
+use crate::change::{NoGroup, Refused};
 use crate::checkpoint::CheckpointError;
 use crate::cluster::PeerFailure;
 use crate::models::ModelError;
@@ -18,6 +19,7 @@ use crate::topology::Topology;
 use crate::topology::file::File;
 use crate::topology::problem::{Report, Style};
 
+mod backfill;
 mod broker;
 mod check;
 mod checkpoint;
@@ -35,6 +37,7 @@ pub use run::run_built;
 
 /// Every command, in the order of the help.
 const COMMANDS: &[Entry] = &[
+    entry::<backfill::Backfill>("backfill"),
     entry::<check::Check>("check"),
     entry::<checkpoint::Checkpoint>("checkpoint"),
     entry::<consume::Consume>("consume"),
@@ -148,6 +151,12 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if let Some(SinkError::TakenOver { .. }) = cause.downcast_ref() {
         return Some(4);
+    }
+    if let Some(error) = cause.downcast_ref::<BackfillError>() {
+        return Some(if matches!(error, BackfillError::Bounded) { 2 } else { 5 });
+    }
+    if cause.is::<NoGroup>() {
+        return Some(2);
     }
     if cause.is::<Refused>() || cause.is::<Repeats>() {
         return Some(5);

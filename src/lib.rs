@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod backfill;
 pub mod change;
 pub mod checkpoint;
 pub mod cli;

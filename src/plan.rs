@@ -34,7 +34,7 @@ use self::texts::Text;
 use crate::offline::TableKind;
 use crate::provenance::Provenance;
 use crate::sinks::SinkKind;
-use crate::sources::SourceKind;
+use crate::sources::{Positions, SourceKind};
 use crate::topology::{Engine, EventTimeConfig, History, Topology};
 
 mod clashes;
@@ -147,6 +147,8 @@ pub struct SourcePlan {
     pub delimiter: u8,
     /// The same events as bounded files.
     pub history: Option<History>,
+    /// Where a [backfill](crate::backfill) ends; `None` for a source that reads on.
+    pub until: Option<Positions>,
 }
 
 /// An instance of a feature group. A group that one row reads twice, or that several vectors both feed and read, has an

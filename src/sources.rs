@@ -123,6 +123,8 @@ pub struct Start {
     pub positions: Positions,
     /// What was known of the topics when these were the positions.
     pub topics: Topics,
+    /// Where to end, before the offset of each partition; one that is not named is not read. `None` for a source that reads on.
+    pub until: Option<Positions>,
     /// One inbox for each worker of this process.
     pub ports: Vec<Port>,
     /// How the workers are spread over processes. Partition p belongs to worker p % shape.total().

@@ -21,6 +21,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 
+mod backfill;
 mod bucket;
 mod change;
 mod chaos;
@@ -130,6 +131,18 @@ fn write_at<'a>(brokers: &str, topic: &str, messages: impl IntoIterator<Item = (
     producer.flush(LONG).unwrap();
 }
 
+/// Writes a transaction of so many numbered messages to partition 0.
+fn write_transaction(brokers: &str, topic: &str, count: u32) {
+    let producer: BaseProducer = client(brokers).set("transactional.id", unique("writer")).create().unwrap();
+    producer.init_transactions(LONG).unwrap();
+    producer.begin_transaction().unwrap();
+    for number in 0..count {
+        let number = number.to_string();
+        producer.send(BaseRecord::<[u8], [u8]>::to(topic).partition(0).payload(number.as_bytes())).unwrap();
+    }
+    producer.commit_transaction(LONG).unwrap();
+}
+
 /// Writes `count` numbered messages, in turn to each partition.
 fn write_numbers(brokers: &str, topic: &str, partitions: i32, numbers: std::ops::Range<u32>) {
     let values: Vec<String> = numbers.clone().map(|n| n.to_string()).collect();
@@ -155,6 +168,7 @@ struct Setup {
     start: StartAt,
     positions: Positions,
     topics: Topics,
+    until: Option<Positions>,
     message_size_max: usize,
     idle_after: Duration,
     options: BTreeMap<String, String>,
@@ -167,6 +181,7 @@ impl Default for Setup {
             start: StartAt::Earliest,
             positions: Positions::default(),
             topics: Topics::new(),
+            until: None,
             message_size_max: 1 << 20,
             idle_after: Duration::from_secs(3600),
             options: BTreeMap::new(),
@@ -214,6 +229,7 @@ impl Source {
             idle_after: setup.idle_after,
             positions: setup.positions,
             topics: setup.topics,
+            until: setup.until,
             shape: Shape::single(setup.workers),
             ports: senders.into_iter().map(|sender| Port::new(sender, Box::new(|| {}))).collect(),
             partitions: partitions.clone(),

@@ -207,7 +207,7 @@ fn a_start_takes_up_what_is_kept_and_nothing_else() {
         let after = plan(&BEFORE.replacen(old, new, 1));
         let mut taken = checkpoint(&before);
         let change = Change::between(&taken, &after, false).unwrap();
-        let made = change.apply(&mut taken, &after, false).unwrap();
+        let made = change.apply(&mut taken, &after, false, &Checkpoint::default()).unwrap();
         // Groups that begin say what stands where in their state.
         let begins = |node: &&NodeChange| matches!(node.verdict, Verdict::New | Verdict::Recompute);
         let groups = change.nodes.iter().filter(begins).filter(|node| node.node.starts_with("features."));
@@ -293,7 +293,7 @@ fn what_an_older_build_did_not_say_of_a_group_is_said() {
     ] {
         let change = Change::between(&taken, &plan, false).unwrap();
         assert!(change.is_none(), "{change:?}");
-        assert_eq!(change.apply(&mut taken, &plan, false).unwrap(), made);
+        assert_eq!(change.apply(&mut taken, &plan, false, &Checkpoint::default()).unwrap(), made);
         assert_eq!(taken.nodes["features.card.shape"][&0].last(), state[&0].last());
     }
 }
@@ -306,7 +306,7 @@ fn a_further_instance_of_a_group_begins_with_the_state_of_the_first() {
     let mut taken = checkpoint(&once);
     let change = Change::between(&taken, &twice, false).unwrap();
     assert!(change.is_none(), "{change:?}");
-    let mut made = change.apply(&mut taken, &twice, false).unwrap();
+    let mut made = change.apply(&mut taken, &twice, false, &Checkpoint::default()).unwrap();
     made.retain(|block| &*block.name != TEXTS);
     assert_eq!(taken.nodes["features.card#2"], taken.nodes["features.card"]);
     let state = &taken.nodes["features.card"][&3][0];
@@ -317,7 +317,7 @@ fn a_further_instance_of_a_group_begins_with_the_state_of_the_first() {
     let mut taken = checkpoint(&twice);
     let change = Change::between(&taken, &once, false).unwrap();
     assert!(change.is_none());
-    let made = change.apply(&mut taken, &once, false).unwrap();
+    let made = change.apply(&mut taken, &once, false, &Checkpoint::default()).unwrap();
     assert!(made.iter().all(|block| &*block.name == TEXTS), "{made:?}");
     assert_eq!(
         taken.nodes.keys().collect::<Vec<_>>(),
@@ -382,7 +382,7 @@ fn a_group_goes_on_with_the_aggregates_that_stay() {
     assert_eq!(verdicts(&change), "features.card extend (1 of 2 aggregates of 1 key)");
     assert!(change.permit(&[]).is_err() && change.permit(&["card".to_string()]).is_ok());
     // State that is not what it is said to be is damage.
-    assert!(change.apply(&mut of_two, &before, false).is_err());
+    assert!(change.apply(&mut of_two, &before, false, &Checkpoint::default()).is_err());
 }
 
 /// A build that computes another digest of the same definition would drop the state of every job that is upgraded to it: what

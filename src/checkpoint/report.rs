@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::manifest::{Manifest, sequence_of};
 use super::storage::{Found, Place};
-use super::{Checkpoint, CheckpointError, KEPT, NodeState, assemble, savepoint};
+use super::{Checkpoint, CheckpointError, KEPT, NodeState, Progress, assemble, savepoint};
 
 /// Which checkpoint of a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,6 +173,17 @@ pub fn checkpoint(place: &Place, which: Which<'_>, job: &str) -> Result<Option<C
     beside_a_running_job(place, which, |_, manifest| {
         manifest.check_job(&*place.0, job)?;
         assemble(&*place.0, manifest)
+    })
+}
+
+/// What `job` knew at its newest checkpoint, but for the state of its nodes; as [`checkpoint`].
+///
+/// # Errors
+/// If the manifest is damaged, of another job or format, or can't be read.
+pub fn progress(place: &Place, job: &str) -> Result<Option<Progress>, CheckpointError> {
+    beside_a_running_job(place, Which::Newest, |_, manifest| {
+        manifest.check_job(&*place.0, job)?;
+        Ok(manifest.progress())
     })
 }
 

@@ -24,6 +24,9 @@ pub(super) struct Plan {
     /// Says what a start with the same option would do.
     #[arg(long, value_name = "NODE")]
     allow_drop: Vec<String>,
+    /// Says what a start with the same option would do.
+    #[arg(long, value_name = "GROUP")]
+    backfill: Vec<String>,
     /// Prints JSON.
     #[arg(long)]
     json: bool,
@@ -42,6 +45,7 @@ impl Run for Plan {
             return Ok(ExitCode::SUCCESS);
         };
         let mut change = Change::between(&checkpoint, &plan, topology.is_bounded())?;
+        change.backfill(&self.backfill, &plan)?;
         change.measure(&checkpoint)?;
         let refused = change.permit(&self.allow_drop).err().map(|refused| refused.to_string());
         match self.json {
@@ -66,6 +70,7 @@ fn text(change: &Change, refused: Option<&str>) -> String {
             Verdict::New => "new",
             Verdict::Extend => "extend",
             Verdict::Recompute => "recompute",
+            Verdict::Backfill => "backfill",
             Verdict::Replace => "replace",
             Verdict::Drop => "drop",
         };

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
+use crate::backfill::{self, BackfillError};
 use crate::replay::Pace;
 use crate::runtime::job::Mode;
 use crate::runtime::repeats::Wanted;
@@ -18,7 +19,7 @@ use signals::Signals;
 
 mod drive;
 mod place;
-mod signals;
+pub(super) mod signals;
 mod summary_file;
 mod watch;
 
@@ -66,6 +67,11 @@ pub struct Live {
     /// `s3://bucket/prefix`, instead of from the job's newest checkpoint. A job that has been started from there once goes on.
     #[arg(long, value_name = "SAVEPOINT")]
     from: Option<String>,
+    /// Has this feature group, which the checkpoint lacks or has otherwise, begin with the records that the job has read before
+    /// and its topics still hold, instead of empty: `card` or `features.card`. They are read first, which may take a while:
+    /// `millstream backfill` does most of it while the job still runs. May be given again.
+    #[arg(long, value_name = "GROUP", conflicts_with = "from")]
+    backfill: Vec<String>,
     /// Lets a start write outputs again that are in topics and tables already: those since the savepoint.
     #[arg(long)]
     allow_repeat: bool,
@@ -147,15 +153,29 @@ pub fn run_built(topology: Topology, folder: &Path) -> anyhow::Result<ExitCode> 
 pub(super) struct WrongOptions(String);
 
 fn run(topology: Topology, folder: PathBuf, options: &Live) -> anyhow::Result<ExitCode> {
-    let Live { common, from, allow_repeat, .. } = options;
-    let wanted = Wanted { from: from.clone(), allow_repeat: *allow_repeat, allow_drop: common.allow_drop.clone() };
+    let Live { common, from, allow_repeat, backfill, .. } = options;
+    let wanted = Wanted {
+        from: from.clone(),
+        allow_repeat: *allow_repeat,
+        allow_drop: common.allow_drop.clone(),
+        backfill: backfill.clone(),
+    };
     let mode = if topology.is_bounded() { Mode::Bounded(Pace::Fastest) } else { Mode::Live };
+    if let (Mode::Bounded(_), false) = (mode, backfill.is_empty()) {
+        return Err(BackfillError::Bounded.into());
+    }
     let placed = Placed::of(&topology, options)?;
     if let (Mode::Bounded(_), true) = (mode, placed.processes() > 1) {
         return Err(WrongOptions("all sources of this topology are files: one process reads them".into()).into());
     }
     match placed {
-        Placed::Supervisor(processes) => supervise(processes),
+        Placed::Supervisor(processes) => {
+            // Before there are processes, which would wait for each other meanwhile.
+            if !(backfill.is_empty() || common.fresh) {
+                backfill::fill(&topology, &folder, backfill)?;
+            }
+            supervise(processes)
+        }
         Placed::Process(place) => Drive { topology, folder, mode, options: common, wanted, place, output: None }.run(),
     }
 }

@@ -45,6 +45,7 @@ impl<'t> Planner<'t> {
             message_size_max: size(source),
             delimiter: delimiter(source),
             history: source.history.clone(),
+            until: None,
         };
         self.add(name, schema, Node::Source(Box::new(plan)), Lineage::source(name, source));
         Some(())

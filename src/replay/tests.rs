@@ -300,12 +300,15 @@ fn pace_changes_neither_order_nor_epochs() {
     }
 }
 
-#[test]
-fn a_file_beside_a_live_source_is_read_on_arrival() {
+/// What a file with these lines hands over on arrival when it is told to end there: the offsets of rows, and of rejects.
+fn on_arrival(lines: &str, until: Option<i64>) -> (Vec<i64>, Vec<i64>) {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("a.jsonl"), "9 0\nx\n1 1\n").unwrap();
+    fs::write(folder.path().join("a.jsonl"), lines).unwrap();
     let (sender, inbox) = crossbeam_channel::bounded(1);
     let setup = setup(folder.path(), &[("a.jsonl", Unsorted)]);
+    let source = source(&setup, 0);
+    let Input::Files(files) = &source.input else { panic!("it is a file") };
+    let until = until.map(|until| Positions([((files[0].name.to_string(), 0), until)].into()));
     let start = Start {
         name: "s0".into(),
         source: 0,
@@ -315,21 +318,34 @@ fn a_file_beside_a_live_source_is_read_on_arrival() {
         idle_after: std::time::Duration::ZERO,
         positions: Positions::default(),
         topics: Topics::new(),
+        until,
         ports: vec![Port::new(sender, Box::new(|| {}))],
         shape: Shape::single(1),
         partitions: Arc::default(),
         stop: Arc::default(),
         status: Arc::default(),
     };
-    let thread = read_on_arrival(source(&setup, 0), start).unwrap();
+    let thread = read_on_arrival(source, start).unwrap();
     let arrivals: Vec<Arrival> = inbox.into_iter().collect();
-    let [Arrival::Position { partition: 0, offset: 0 }, Arrival::Records(batch, rejects), Arrival::End] = &arrivals[..]
-    else {
-        panic!("{arrivals:?}")
-    };
-    assert_eq!(batch.rows.iter().map(|row| row.offset).collect::<Vec<_>>(), [0, 2]);
-    assert_eq!(rejects.len(), 1);
     thread.join().unwrap().unwrap();
+    match &arrivals[..] {
+        [Arrival::Position { partition: 0, offset: 0 }, Arrival::Records(batch, rejects), Arrival::End] => (
+            batch.rows.iter().map(|row| row.offset).collect(),
+            rejects.iter().map(|reject| reject.row.offset).collect(),
+        ),
+        [Arrival::End] => Default::default(),
+        _ => panic!("{arrivals:?}"),
+    }
+}
+
+#[test]
+fn a_file_beside_a_live_source_is_read_on_arrival() {
+    let lines = "9 0\nx\n1 1\ny\n2 2\n";
+    assert_eq!(on_arrival(lines, None), (vec![0, 2, 4], vec![1, 3]));
+    assert_eq!(on_arrival(lines, Some(5)), (vec![0, 2, 4], vec![1, 3]));
+    assert_eq!(on_arrival(lines, Some(3)), (vec![0, 2], vec![1]), "told to end before the fourth record");
+    assert_eq!(on_arrival(lines, Some(1)), (vec![0], vec![]));
+    assert_eq!(on_arrival(lines, Some(0)), (vec![], vec![]));
 }
 
 proptest! {

@@ -121,6 +121,7 @@ impl Board {
             idle_after,
             positions: from.progress.positions.get(name).cloned().unwrap_or_default(),
             topics: from.progress.topics.get(name).cloned().unwrap_or_default(),
+            until: source.until.clone(),
             ports,
             shape: self.shape,
             partitions: self.partitions.clone(),

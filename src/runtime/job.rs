@@ -34,6 +34,7 @@ use super::memory::Budget;
 use super::repeats::Wanted;
 use super::seeds::Opening;
 use super::take_up::{TakenUp, take_up};
+use crate::backfill;
 use crate::checkpoint::{Checkpoint, NodeState, Place, Store};
 use crate::cluster::message::Welcome;
 use crate::cluster::{Joined, LOST, PeerFailure, Shape};
@@ -90,7 +91,7 @@ impl Job {
         let place = Place::of(&plan.engine, &plan.folder)?;
         let store = Store::open(&place, &plan.name, &plan.hash);
         let mut store = store.context("take the place of the state (`engine.state`)")?;
-        let TakenUp { checkpoint, made, began } = take_up(&mut store, &plan, mode != Mode::Live, wanted)?;
+        let TakenUp { checkpoint, made, began, filled } = take_up(&mut store, &plan, mode != Mode::Live, wanted)?;
         if made.is_none() {
             store.merge_loaded(&checkpoint);
         }
@@ -145,6 +146,12 @@ impl Job {
             offline: lanes.offline_committed(),
         };
         let checkpoints = Checkpoints::start(start, participants, (words.clone(), heard))?;
+        // The job's own first checkpoint has it now.
+        if !filled.is_empty()
+            && let Err(error) = backfill::forget(&plan)
+        {
+            tracing::warn!(%error, "what a backfill has made is not needed any more and could not be removed");
+        }
         let (crew, wakes) = Crew::start(seeds, contexts(&board, first_epoch, words), common, joined.data)?;
         if let Some(members) = &members {
             members.start()?;

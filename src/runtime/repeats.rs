@@ -23,6 +23,8 @@ pub struct Wanted {
     pub allow_repeat: bool,
     /// Nodes that may lose what the checkpoint has of them.
     pub allow_drop: Vec<String>,
+    /// Feature groups that begin with what a [backfill](crate::backfill) has made.
+    pub backfill: Vec<String>,
 }
 
 impl Wanted {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::repeats::Wanted;
+use crate::backfill;
 use crate::change::{self, Change};
 use crate::checkpoint::{Block, Checkpoint, Definitions, Progress, Store};
 use crate::failpoint::{self, Point};
@@ -16,6 +17,8 @@ pub struct TakenUp {
     pub made: Option<Vec<Block>>,
     /// The nodes that the checkpoint did not have, by section and name. Empty for a job that has not begun.
     pub began: BTreeSet<String>,
+    /// The feature groups that begin with what a backfill has made.
+    pub filled: Vec<String>,
 }
 
 /// Reads the checkpoint that is `wanted` and leaves of it what `plan` goes on with.
@@ -38,7 +41,7 @@ pub fn take_up(store: &mut Store, plan: &Plan, bounded: bool, wanted: &Wanted) -
             None => store.load()?,
         };
         failpoint::reached(Point::StateLoaded);
-        let mut taken_up = compare(loaded, plan, bounded, &wanted.allow_drop)?;
+        let mut taken_up = compare(loaded, plan, bounded, wanted)?;
         // Not before it is clear that the plan may go on: a copy that runs would have ended for nothing.
         if !store.take_over()? {
             continue;
@@ -57,23 +60,25 @@ pub fn take_up(store: &mut Store, plan: &Plan, bounded: bool, wanted: &Wanted) -
     }
 }
 
-fn compare(loaded: Option<Checkpoint>, plan: &Plan, bounded: bool, allowed: &[String]) -> anyhow::Result<TakenUp> {
+fn compare(loaded: Option<Checkpoint>, plan: &Plan, bounded: bool, wanted: &Wanted) -> anyhow::Result<TakenUp> {
     let Some(mut checkpoint) = loaded else {
         let definitions = change::defined(&Definitions::new(), plan, 0);
         let progress = Progress { definitions, ..Progress::default() };
         let checkpoint = Checkpoint { progress, ..Checkpoint::default() };
-        return Ok(TakenUp { checkpoint, made: Some(change::begin(plan)), began: BTreeSet::new() });
+        return Ok(TakenUp { checkpoint, made: Some(change::begin(plan)), began: BTreeSet::new(), filled: Vec::new() });
     };
-    let change = Change::between(&checkpoint, plan, bounded)?;
-    change.permit(allowed)?;
+    let mut change = Change::between(&checkpoint, plan, bounded)?;
+    let groups = change.backfill(&wanted.backfill, plan)?;
+    change.permit(&wanted.allow_drop)?;
+    let filled = backfill::filled(plan, &groups, &checkpoint.progress)?;
     if !change.is_none() {
         change.log();
     }
     let before = checkpoint.progress.definitions.clone();
-    let made = change.apply(&mut checkpoint, plan, bounded)?;
+    let made = change.apply(&mut checkpoint, plan, bounded, &filled)?;
     let after = &checkpoint.progress.definitions;
     let is_new = |(node, defined): &(&String, &_)| before.get(*node) != Some(*defined);
     let began = after.iter().filter(is_new).map(|(node, _)| node.clone()).collect();
     let changed = !change.is_none() || *after != before || !made.is_empty();
-    Ok(TakenUp { checkpoint, made: changed.then_some(made), began })
+    Ok(TakenUp { checkpoint, made: changed.then_some(made), began, filled: groups })
 }

@@ -136,6 +136,10 @@ struct Tracked {
     number: u32,
     /// The next offset to hand over.
     position: AtomicI64,
+    /// The first offset that is not wanted; the largest number there is for a partition that is read on.
+    until: i64,
+    /// True when everything before `until` has been handed over.
+    through: AtomicBool,
     records: AtomicU64,
     bytes: AtomicU64,
     /// When the newest message was read, and the timestamp it bears; milliseconds since 1970, 0 before the first.
@@ -146,12 +150,14 @@ struct Tracked {
 }
 
 impl Tracked {
-    fn new(topic: Arc<str>, partition: i32, number: u32, position: i64) -> Self {
+    fn new(topic: Arc<str>, partition: i32, number: u32, position: i64, until: i64) -> Self {
         Tracked {
             topic,
             partition,
             number,
             position: AtomicI64::new(position),
+            until,
+            through: AtomicBool::new(false),
             records: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             read_at: AtomicI64::new(0),
@@ -168,10 +174,12 @@ struct Halt {
     asked: Arc<AtomicBool>,
     /// Because one of them failed or lost its worker: what was handed over is not all.
     broken: AtomicBool,
+    /// Because everything that was wanted has been handed over.
+    through: AtomicBool,
 }
 
 impl Halt {
     fn now(&self) -> bool {
-        self.asked.load(Ordering::Relaxed) || self.broken.load(Ordering::Relaxed)
+        [&*self.asked, &self.broken, &self.through].into_iter().any(|told| told.load(Ordering::Relaxed))
     }
 }

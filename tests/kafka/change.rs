@@ -10,15 +10,15 @@ use super::service::Service;
 use super::*;
 use crate::program::{Running, Said};
 
-const CARDS: i64 = 30;
-const SHOPS: i64 = 10;
+pub(super) const CARDS: i64 = 30;
+pub(super) const SHOPS: i64 = 10;
 
-fn service() -> Service {
+pub(super) fn service() -> Service {
     Service::new(brokers(), "change").create([("payments", 3), ("vectors", 1), ("elsewhere", 1)])
 }
 
 /// Writes payments. A card's stand in one partition, so that their order is given.
-fn send(service: &Service, ids: std::ops::Range<i64>) {
+pub(super) fn send(service: &Service, ids: std::ops::Range<i64>) {
     let line = |id| {
         format!(
             "{{\"id\":{id},\"at\":{},\"card\":{},\"shop\":{},\"amount\":{id}}}",
@@ -32,7 +32,7 @@ fn send(service: &Service, ids: std::ops::Range<i64>) {
 }
 
 /// Replaces a part of the job's file.
-fn change(service: &Service, old: &str, new: &str) {
+pub(super) fn change(service: &Service, old: &str, new: &str) {
     let text = std::fs::read_to_string(service.topology()).unwrap();
     assert!(text.contains(old), "{old}\n{text}");
     std::fs::write(service.topology(), text.replacen(old, new, 1)).unwrap();
@@ -45,12 +45,12 @@ fn run(service: &Service, dropping: &[&str]) -> Running {
 }
 
 /// Kills it without warning.
-fn kill(running: Running) {
+pub(super) fn kill(running: Running) {
     drop(running);
 }
 
 /// Stops it.
-fn stop(running: Running) -> Said {
+pub(super) fn stop(running: Running) -> Said {
     running.terminate();
     let said = running.end();
     assert!(said.status.success(), "{}", said.err);
@@ -59,7 +59,10 @@ fn stop(running: Running) -> Said {
 
 /// What `millstream plan` says: its exit code, what `run` would do, and by node the verdict, the keys there are and whether
 /// something would be lost. It must leave the state folder as it is.
-fn plan(service: &Service, options: &[&str]) -> (Option<i32>, String, BTreeMap<String, (String, u64, bool)>) {
+pub(super) fn plan(
+    service: &Service,
+    options: &[&str],
+) -> (Option<i32>, String, BTreeMap<String, (String, u64, bool)>) {
     let before = contents(&service.folder().join("state"));
     let said = Running::start(service.command().arg("plan").arg(service.topology()).arg("--json").args(options)).end();
     assert_eq!(contents(&service.folder().join("state")), before, "it has written");
@@ -94,7 +97,7 @@ fn nodes(expected: &[(&str, &str, i64, bool)]) -> BTreeMap<String, (String, u64,
 }
 
 /// The committed vectors by id, each of which must be there once.
-fn vectors(service: &Service, topic: &str) -> BTreeMap<i64, Value> {
+pub(super) fn vectors(service: &Service, topic: &str) -> BTreeMap<i64, Value> {
     let all = service.consume(topic);
     let count = all.len();
     let by_id: BTreeMap<i64, Value> =

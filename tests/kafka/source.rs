@@ -100,6 +100,53 @@ fn partitions_that_are_added_while_nobody_reads_begin_at_their_beginning() {
 }
 
 #[test]
+fn a_source_that_is_told_where_to_end_ends_there() {
+    let (brokers, topic) = (brokers(), unique("until"));
+    create(&brokers, &topic, 5, &[]);
+    write_numbers(&brokers, &topic, 5, 0..20_000);
+    let at = |partition: i32, offset: i64| ((topic.clone(), partition), offset);
+    // One in the middle, one at the very end, one at the beginning, one that is not named, one from which it goes on.
+    let until = Positions([at(0, 1_234), at(1, 4_000), at(2, 0), at(4, 2_000)].into());
+    let setup = Setup {
+        workers: 2,
+        until: Some(until.clone()),
+        positions: Positions([at(4, 1_990)].into()),
+        ..Setup::default()
+    };
+    let mut source = Source::start(&brokers, &[&topic], setup.clone());
+    source.until("the end", |source| source.ended == 2);
+    let (source, result) = source.stop();
+    result.unwrap();
+    assert_eq!(source.positions, until, "it is where it was told to be, and nowhere else");
+    let wanted: BTreeMap<i32, Vec<u32>> = [(0, 0..1_234_u32), (1, 0..4_000), (4, 1_990..2_000)]
+        .map(|(partition, offsets)| (partition, offsets.map(|offset| offset * 5 + partition as u32).collect()))
+        .into();
+    assert_eq!(numbers(&source.got), wanted);
+    // One that is there has nothing to read.
+    let setup = Setup { positions: until.clone(), ..setup };
+    let mut again = Source::start(&brokers, &[&topic], setup);
+    again.until("the end", |source| source.ended == 2);
+    let (again, result) = again.stop();
+    result.unwrap();
+    assert_eq!((again.got, again.positions), (Vec::new(), until));
+}
+
+/// Markers of transactions have offsets, and the last record before the end may have been removed.
+#[test]
+fn a_source_ends_behind_offsets_that_are_no_messages() {
+    let (brokers, topic) = (brokers(), unique("until-marker"));
+    create(&brokers, &topic, 1, &[]);
+    write_transaction(&brokers, &topic, 10);
+    // The marker has offset 10: a position behind it is one that a start at the end of the topic has.
+    let until = Positions([((topic.clone(), 0), 11)].into());
+    let mut source = Source::start(&brokers, &[&topic], Setup { until: Some(until.clone()), ..Setup::default() });
+    source.until("the end", |source| source.ended == 1);
+    let (source, result) = source.stop();
+    result.unwrap();
+    assert_eq!((source.got.len(), source.positions), (10, until));
+}
+
+#[test]
 fn a_topic_that_was_made_anew_is_a_gap_however_far_it_has_grown() {
     let (brokers, topic) = (brokers(), unique("anew"));
     create(&brokers, &topic, 1, &[]);

@@ -15,6 +15,7 @@ use super::signals::Signals;
 use super::summary_file::SummaryFile;
 use super::watch::Watch;
 use super::{Common, WrongOptions};
+use crate::backfill;
 use crate::checkpoint::{Place, Store};
 use crate::cli;
 use crate::cluster::{self, Joined, Membership, Shape};
@@ -134,13 +135,17 @@ impl Drive<'_> {
 
     /// What starts the job; it waits for other processes, for brokers and for stores.
     fn start(self, plan: Arc<Plan>, shape: Shape) -> impl FnOnce() -> anyhow::Result<Job> + Send + 'static {
-        let Drive { mode, wanted, place, .. } = self;
+        let Drive { mut topology, mode, wanted, place, .. } = self;
+        topology.engine.workers = shape.workers;
         let restarts = place.as_ref().and_then(|place| place.restarts);
         // What a start forgets it forgets once.
         let forget = self.options.fresh && shape.is_coordinator() && restarts.unwrap_or(0) == 0;
         move || {
             if forget {
                 Store::forget(&Place::of(&plan.engine, &plan.folder)?)?;
+            }
+            if shape.is_coordinator() && !wanted.backfill.is_empty() {
+                backfill::fill(&topology, &plan.folder, &wanted.backfill)?;
             }
             let joined = match place.filter(|_| shape.processes > 1) {
                 None => Joined::default(),

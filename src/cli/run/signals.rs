@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use crate::supervisor;
 
 /// Counts requests to stop.
-pub(super) struct Signals {
+pub(in crate::cli) struct Signals {
     received: Arc<AtomicU8>,
 }
 

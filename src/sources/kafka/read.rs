@@ -81,7 +81,8 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Hands over positions of new partitions, then what was read, then stops at what can't be read.
+    /// Hands over positions of new partitions, what was read, and which partitions are read as far as is wanted; then stops at
+    /// what can't be read.
     fn hand_over(&mut self) -> Result<(), Broken> {
         for (partition, offset) in self.inbox.new.drain(..) {
             self.port.send(Arrival::Position { partition, offset })?;
@@ -90,6 +91,12 @@ impl Reader<'_> {
             self.paused.store(true, Relaxed);
             self.port.send(Arrival::Messages(messages))?;
             self.paused.store(false, Relaxed);
+        }
+        // After its records: a position says that everything before it has been handed over.
+        for at in self.inbox.through.drain(..) {
+            let tracked = &self.inbox.partitions[at].tracked;
+            self.port.send(Arrival::Position { partition: tracked.number, offset: tracked.until })?;
+            tracked.through.store(true, Relaxed);
         }
         self.inbox.broken.take().map_or(Ok(()), Err)
     }
@@ -121,6 +128,8 @@ pub(super) struct Inbox {
     last: Option<((usize, i32), usize)>,
     /// Partitions that came since the last batch: number and position.
     new: Vec<(u32, i64)>,
+    /// Partitions that came since then to where they are to end.
+    through: Vec<usize>,
     /// When the batch began, in microseconds since 1970.
     arrived_micros: i64,
     bytes: usize,
@@ -141,6 +150,7 @@ impl Inbox {
             found: HashMap::new(),
             last: None,
             new: Vec::new(),
+            through: Vec::new(),
             arrived_micros: 0,
             bytes: 0,
             payloads: BinaryBuilder::new(),
@@ -152,7 +162,11 @@ impl Inbox {
     /// Takes in the partitions that were assigned since the last time.
     fn adopt(&mut self) {
         for tracked in self.assigned.try_iter() {
-            self.new.push((tracked.number, tracked.position.load(Relaxed)));
+            let position = tracked.position.load(Relaxed);
+            self.new.push((tracked.number, position.min(tracked.until)));
+            if position >= tracked.until {
+                self.through.push(self.partitions.len());
+            }
             self.partitions.push(Partition { tracked, ended: Instant::now(), told_idle: false });
         }
     }
@@ -162,7 +176,15 @@ impl Inbox {
         let Some(at) = self.find(fetched.topic, fetched.partition) else { return ControlFlow::Continue(()) };
         let partition = &mut self.partitions[at];
         let tracked = &partition.tracked;
+        if tracked.position.load(Relaxed) >= tracked.until {
+            return ControlFlow::Continue(());
+        }
         match fetched.what {
+            // Those before it have been compacted away.
+            What::Message { .. } if fetched.offset >= tracked.until => {
+                tracked.position.store(tracked.until, Relaxed);
+                self.through.push(at);
+            }
             What::Message { timestamp, value, .. } => {
                 if self.rows.is_empty() {
                     self.arrived_micros = now_micros();
@@ -189,6 +211,9 @@ impl Inbox {
                 tracked.stamped.store(event_time, Relaxed);
                 tracked.read_at.store(now_ms, Relaxed);
                 tracked.at_end.store(false, Relaxed);
+                if fetched.offset + 1 >= tracked.until {
+                    self.through.push(at);
+                }
                 if self.rows.len() >= MESSAGES_MAX || self.bytes >= BYTES_MAX {
                     return ControlFlow::Break(());
                 }
@@ -198,6 +223,9 @@ impl Inbox {
                 tracked.position.store(fetched.offset, Relaxed);
                 tracked.at_end.store(true, Relaxed);
                 partition.ended = Instant::now();
+                if fetched.offset >= tracked.until {
+                    self.through.push(at);
+                }
             }
             What::Error { code, text } => {
                 self.broken = broken(tracked, code, text, &self.context);

@@ -1,6 +1,6 @@
 //! The watch thread of a source: starts the readers, finds partitions, and says how things stand.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
@@ -30,7 +30,7 @@ const MISSING_MAX: Duration = Duration::from_secs(15);
 /// Reads until the job stops; the first thing that went wrong, if something did.
 pub(super) fn run(source: &KafkaSource, consumer: Arc<BaseConsumer<Context>>, start: Start) -> Result<(), SourceError> {
     let Start { name, ports, shape, partitions, stop, status, idle_after, message_size_max, .. } = start;
-    let halt = Halt { asked: stop, broken: AtomicBool::new(false) };
+    let halt = Halt { asked: stop, broken: AtomicBool::new(false), through: AtomicBool::new(false) };
     let contact = Contact { source, name: &name, consumer: &consumer, halt: &halt };
     let begin = contact.begin(&start.positions, &start.topics)?;
     let paused: Vec<AtomicBool> = ports.iter().map(|_| AtomicBool::new(false)).collect();
@@ -51,6 +51,8 @@ pub(super) fn run(source: &KafkaSource, consumer: Arc<BaseConsumer<Context>>, st
             contact: &contact,
             name: &name,
             partitions: &partitions,
+            until: start.until,
+            fetched: HashSet::new(),
             shape,
             lanes,
             tracked: Vec::new(),
@@ -62,6 +64,7 @@ pub(super) fn run(source: &KafkaSource, consumer: Arc<BaseConsumer<Context>>, st
                 // Before any position: a checkpoint that has one knows the topic as well.
                 status.set_topics(topics.clone());
                 watch.topics = topics;
+                watch.warn_of_what_is_gone(&begin, &start.positions);
                 watch.run(begin, &status, &paused)
             }
             None => Ok(()),
@@ -89,6 +92,10 @@ struct Watch<'a> {
     contact: &'a Contact<'a>,
     name: &'a str,
     partitions: &'a Partitions,
+    /// Where to end, if anywhere.
+    until: Option<Positions>,
+    /// Numbers of the partitions that librdkafka fetches from.
+    fetched: HashSet<u32>,
     shape: Shape,
     lanes: Vec<Lane>,
     /// The partitions that this process reads.
@@ -111,6 +118,9 @@ impl Watch<'_> {
         while !self.contact.halt.now() {
             // Messages go to the readers' queues; what comes here are events, which the context takes.
             let _event = self.contact.consumer.poll(TURN);
+            if self.until.is_some() {
+                self.end_what_is_through()?;
+            }
             if let Some(positions) = status.take_committed() {
                 self.commit(&positions, &figures);
             }
@@ -137,19 +147,24 @@ impl Watch<'_> {
         let mut list = TopicPartitionList::new();
         for Begin { topic, partition, position } in begin {
             *self.known.entry(topic.clone()).or_default() += 1;
+            let Some(until) = self.until(&topic, partition) else { continue };
             let worker = partition.unsigned_abs() as usize % self.shape.total();
             if !self.shape.local().contains(&worker) {
                 continue;
             }
             let number = self.partitions.number(&topic, partition);
-            let tracked = Arc::new(Tracked::new(topic.as_str().into(), partition, number, position));
+            let tracked = Arc::new(Tracked::new(topic.as_str().into(), partition, number, position, until));
             let lane = &self.lanes[worker - self.shape.local().start];
             // A reader that has gone says why itself.
             let _gone = lane.assign.send(tracked.clone());
+            self.tracked.push(tracked);
+            if position >= until {
+                continue;
+            }
             lane.inlet.hand_over(&topic, partition).map_err(|error| fail(error.to_string()))?;
             let added = list.add_partition_offset(&topic, partition, Offset::Offset(position));
             added.map_err(|error| fail(format!("{topic}/{partition} at {position}: {error}")))?;
-            self.tracked.push(tracked);
+            self.fetched.insert(number);
         }
         // All may be others' to read.
         if list.count() == 0 {
@@ -157,6 +172,51 @@ impl Watch<'_> {
         }
         let assigned = self.contact.consumer.incremental_assign(&list);
         assigned.map_err(|error| fail(format!("assign {} partitions: {error}", list.count())))
+    }
+
+    /// The first offset of a partition that is not wanted; `None` if nothing of it is.
+    fn until(&self, topic: &str, partition: i32) -> Option<i64> {
+        let Some(until) = &self.until else { return Some(i64::MAX) };
+        until.0.get(&(topic.to_string(), partition)).copied()
+    }
+
+    /// A source that ends somewhere reads what there was: it should be known what there is no more.
+    fn warn_of_what_is_gone(&self, begin: &[Begin], resumed: &Positions) {
+        let is_first = |begin: &&Begin| !resumed.0.contains_key(&(begin.topic.clone(), begin.partition));
+        for Begin { topic, partition, position } in begin.iter().filter(is_first).filter(|begin| begin.position > 0) {
+            if self.until.is_some() && self.until(topic, *partition).is_some() {
+                let source = self.name;
+                tracing::warn!(
+                    source,
+                    topic,
+                    partition,
+                    first = position,
+                    "the records before are gone from the topic"
+                );
+            }
+        }
+    }
+
+    /// Has nothing more fetched of partitions that are read as far as is wanted; when all are, the readers are told.
+    fn end_what_is_through(&mut self) -> Result<(), SourceError> {
+        let mut list = TopicPartitionList::new();
+        let is_through = |tracked: &Arc<Tracked>| tracked.through.load(Relaxed);
+        for tracked in self.tracked.iter().filter(|tracked| is_through(tracked)) {
+            if self.fetched.remove(&tracked.number) {
+                list.add_partition(&tracked.topic, tracked.partition);
+            }
+        }
+        if list.count() > 0 {
+            let left = self.contact.consumer.incremental_unassign(&list);
+            left.map_err(|error| SourceError::Kafka {
+                name: self.name.into(),
+                detail: format!("leave {} partitions that have been read: {error}", list.count()),
+            })?;
+        }
+        if self.tracked.iter().all(is_through) {
+            self.contact.halt.through.store(true, Relaxed);
+        }
+        Ok(())
     }
 
     /// Looks for partitions that were added, and for topics that were deleted.
