@@ -86,7 +86,7 @@ pub fn committed_epoch(
     let runtime = runtime.map_err(|error| OfflineError::Table {
         table: name.to_owned(),
         doing: "start a runtime",
-        detail: error.to_string(),
+        source: error.into(),
     })?;
     runtime.block_on(delta::committed_epoch(job, name, &path))
 }
@@ -111,24 +111,26 @@ pub enum Begin {
 #[derive(Debug, thiserror::Error)]
 pub enum OfflineError {
     /// A folder or file can't be made, read or written.
-    #[error("offline table `{table}`: {path}: {detail}")]
+    #[error("offline table `{table}`: {path}: {doing}: {source}")]
     Path {
         /// The table's name in the topology.
         table: String,
         /// The folder or file.
         path: String,
-        /// What was tried and what the system said.
-        detail: String,
+        /// What was tried, and what to do.
+        doing: &'static str,
+        /// What the system said.
+        source: std::io::Error,
     },
     /// The table refuses what was tried.
-    #[error("offline table `{table}`: {doing}: {detail}")]
+    #[error("offline table `{table}`: {doing}: {source}")]
     Table {
         /// The table's name in the topology.
         table: String,
         /// What was tried.
         doing: &'static str,
-        /// What the table format's library said.
-        detail: String,
+        /// What the table format's library said, and why.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A column of the stream can't be kept in the table.
     #[error("offline table `{table}`: column `{column}`: {detail}")]

@@ -318,10 +318,11 @@ async fn retract(
 /// Makes the folder, and a file in it for a moment: a folder that can't be written is an error now, not at the first
 /// commit.
 fn writable(name: &str, path: &Path) -> Result<(), OfflineError> {
-    let refused = |error: std::io::Error| OfflineError::Path {
+    let refused = |source: std::io::Error| OfflineError::Path {
         table: name.to_owned(),
         path: path.display().to_string(),
-        detail: format!("the table's folder can't be written ({error}); set `path` to a folder that can"),
+        doing: "the table's folder can't be written; set `path` to a folder that can",
+        source,
     };
     std::fs::create_dir_all(path).map_err(refused)?;
     let probe = path.join(format!("_probe-{}", std::process::id()));
@@ -331,5 +332,5 @@ fn writable(name: &str, path: &Path) -> Result<(), OfflineError> {
 
 /// Says what was tried when the library failed.
 fn failing(table: &str, doing: &'static str) -> impl Fn(DeltaTableError) -> OfflineError + Copy {
-    move |error| OfflineError::Table { table: table.to_owned(), doing, detail: error.to_string() }
+    move |error| OfflineError::Table { table: table.to_owned(), doing, source: error.into() }
 }

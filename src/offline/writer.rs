@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -151,8 +151,17 @@ impl Offline {
     /// If a table can't be committed, or the deadline passes.
     pub fn finish(mut self, deadline: Duration) -> Result<(), OfflineError> {
         self.open = None;
-        let late = || OfflineError::Deadline { seconds: deadline.as_secs(), durable: self.shared.durable_epoch() };
-        let result = self.result.recv_timeout(deadline).map_err(|_| late())?;
+        let result = match self.result.recv_timeout(deadline) {
+            Ok(result) => result,
+            // It has failed, and that has been [told](Offline::failure).
+            Err(RecvTimeoutError::Disconnected) => Ok(()),
+            Err(RecvTimeoutError::Timeout) => {
+                return Err(OfflineError::Deadline {
+                    seconds: deadline.as_secs(),
+                    durable: self.shared.durable_epoch(),
+                });
+            }
+        };
         if let Some(thread) = self.thread.take() {
             // The result has come, so the thread is at its end; a panic has ended the process already.
             let _joined = thread.join();
@@ -178,7 +187,7 @@ pub fn start(open: OpenOffline) -> Result<(Offline, Vec<Feeder>), OfflineError> 
     let thread_failed = |error: std::io::Error| OfflineError::Table {
         table: "all".into(),
         doing: "start the thread",
-        detail: error.to_string(),
+        source: error.into(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(thread_failed)?;
     let body = move || {

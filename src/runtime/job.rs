@@ -334,16 +334,18 @@ impl Job {
                 if let Some(members) = members {
                     members.finish();
                 }
-                lanes.finish(checkpoints, self.plan.engine.shutdown_timeout.duration())?
+                lanes.finish(checkpoints, self.plan.engine.shutdown_timeout.duration())
             }
             Role::Member(link) => {
                 link.finish();
-                LanesEnd::default()
+                Ok(LanesEnd::default())
             }
         };
+        // A lane may not come to its end because something else failed before.
         if let Some(error) = self.board.failures.first() {
             return Err(error);
         }
+        let lanes = lanes?;
         if self.board.is_failing() {
             return Err(elsewhere().into());
         }

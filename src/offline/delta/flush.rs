@@ -56,9 +56,10 @@ fn flush_if_there(path: &Path) -> Result<()> {
 }
 
 fn flushed(name: &str, path: &Path, flush: fn(&Path) -> Result<()>) -> std::result::Result<(), OfflineError> {
-    flush(path).map_err(|error| OfflineError::Path {
+    flush(path).map_err(|source| OfflineError::Path {
         table: name.to_owned(),
         path: path.display().to_string(),
-        detail: format!("flush to the device: {error}"),
+        doing: "flush to the device",
+        source,
     })
 }
