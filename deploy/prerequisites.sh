@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# prerequisites.sh [rust] [python] [java] [hosts]: checks for what the other scripts can't install themselves, and says how to get it.
+# prerequisites.sh [rust] [python] [java] [hosts] [disks]: checks for what the other scripts can't install themselves, and says how to get it.
 set -euo pipefail
 missing=()
 need() { # COMMAND, WHAT TO INSTALL
@@ -34,7 +34,11 @@ for part in "$@"; do
         missing+=("root: \`ip netns add\` is refused, which a test with several hosts does (be root, in a container with --privileged; or leave the test out: deploy/test.sh -- --skip kafka::hosts)")
       fi
       ;;
-    *) echo "prerequisites.sh: unknown part \`$part\`; use rust, python, java, hosts" >&2; exit 2 ;;
+    disks)
+      need mkfs.ext4 "a file system for tests that lose power (Debian: apt-get install e2fsprogs)"
+      need mount "\`mount\` (Debian: apt-get install mount)"
+      ;;
+    *) echo "prerequisites.sh: unknown part \`$part\`; use rust, python, java, hosts, disks" >&2; exit 2 ;;
   esac
 done
 [ ${#missing[@]} -eq 0 ] && exit 0
@@ -48,6 +52,7 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ -z "${PREREQUISITES_
       python) packages+=(python3 python3-pip python3-venv) ;;
       java) packages+=(openjdk-17-jre-headless maven) ;;
       hosts) packages+=(iproute2) ;;
+      disks) packages+=(e2fsprogs mount) ;;
     esac
   done
   { apt-get update -q && apt-get install -qy --no-install-recommends "${packages[@]}"; } >&2

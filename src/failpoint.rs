@@ -106,6 +106,8 @@ names! {
         RepeatOne = "repeat-one",
         /// A file sink is not cut back.
         NoCut = "no-cut",
+        /// What a manifest names is not made durable before it.
+        NoSync = "no-sync",
     }
 }
 

@@ -27,7 +27,11 @@ pub struct Service {
 impl Service {
     /// The topology `name`, on `brokers`; without topics yet.
     pub fn new(brokers: String, name: &str) -> Service {
-        let folder = tempfile::tempdir().unwrap();
+        Service::in_folder(tempfile::tempdir().unwrap(), brokers, name)
+    }
+
+    /// The same in a folder that is there.
+    pub fn in_folder(folder: tempfile::TempDir, brokers: String, name: &str) -> Service {
         let service = Service { brokers, run: unique(name), folder, variables: Vec::new() };
         let file = root().join("tests/kafka/topologies").join(format!("{name}.yaml"));
         std::fs::copy(file, service.topology()).unwrap();

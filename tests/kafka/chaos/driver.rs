@@ -52,7 +52,7 @@ pub struct Chaos {
     vectors: Reader,
     rejects: Reader,
     /// A mistake that it makes in every run.
-    flaw: Option<Flaw>,
+    pub flaw: Option<Flaw>,
     /// More that is set for every run but the last.
     pub pauses: &'static str,
     runs: u64,
