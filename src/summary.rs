@@ -99,6 +99,13 @@ impl Latency {
     }
 }
 
+/// Median and 99th percentile, for people.
+impl fmt::Display for Latency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "p50 {:.2} ms, p99 {:.2} ms", self.p50 as f64 / 1e3, self.p99 as f64 / 1e3)
+    }
+}
+
 impl Summary {
     /// Fills in what the meters have counted. `models` names the streams that are predictions.
     pub fn count(&mut self, meters: &Meters, models: &[&str]) {
@@ -201,8 +208,7 @@ impl fmt::Display for Summary {
             }
         }
         for (sink, latency) in self.latency_micros.iter().filter(|(_, latency)| latency.count > 0) {
-            let (p50, p99) = (latency.p50 as f64 / 1e3, latency.p99 as f64 / 1e3);
-            writeln!(f, "  latency        {sink}: p50 {p50:.2} ms, p99 {p99:.2} ms")?;
+            writeln!(f, "  latency        {sink}: {latency} from arrival to sink")?;
         }
         writeln!(f, "  memory         {} MiB at most", self.memory_peak_bytes >> 20)
     }

@@ -1,4 +1,5 @@
-//! What scripts rely on: every command that prints results has `--json`, and readers that go away (`| head`) are no error.
+//! What scripts rely on: every command that prints results has `--json`, and readers that go away (`| head`) are no error. And what a
+//! person sees in a terminal.
 
 use std::process::{Command, Stdio};
 
@@ -89,6 +90,24 @@ fn a_reader_that_goes_away_is_no_error() {
     for (args, code) in commands {
         assert_eq!(unread(millstream().args(args)), Some(code), "{args:?}");
     }
+}
+
+#[test]
+fn a_terminal_shows_how_far_a_replay_is_and_how_long_predictions_take() {
+    let out = tempfile::tempdir().expect("a folder");
+    let topology = root().join("tests/run/outcomes/topology.yaml");
+    // Some six hours in two seconds: time to draw. `script` gives the program a terminal.
+    let line = format!(
+        "'{}' replay '{}' --out '{}' --http off --speed 10000",
+        env!("CARGO_BIN_EXE_millstream"),
+        topology.display(),
+        out.path().display()
+    );
+    let said = Running::start(Command::new("script").args(["-qec", &line, "/dev/null"])).end();
+    assert!(said.status.success(), "{}{}", said.out, said.err);
+    let drawn = said.out.split(['\r', '\n']).find(|line| line.contains(" records out, latency p50 "));
+    assert!(drawn.is_some_and(|line| line.contains(" events in, ") && line.contains(" ms, p99 ")), "{}", said.out);
+    assert!(said.out.contains("predictions: p50 ") && said.out.contains(" from arrival to sink"), "{}", said.out);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! What the runtime asks of a plan.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::{Node, Plan, SourcePlan};
+use super::{From, Node, Plan, SinkPlan, SourcePlan};
 use crate::provenance::ModelInfo;
 use crate::replay::{Input, InputOrder, ReplaySource, decoding};
 use crate::sources::file::find_files;
@@ -21,14 +21,16 @@ impl Plan {
         scores.map(|stream| stream.name.as_str()).collect()
     }
 
+    /// The sinks that predictions go to.
+    pub fn prediction_sinks(&self) -> impl Iterator<Item = &SinkPlan> {
+        self.sinks
+            .iter()
+            .filter(|sink| matches!(sink.from, From::Stream(stream) if self.streams[stream].model.is_some()))
+    }
+
     /// The file of the first sink that writes predictions to a file.
-    pub fn predictions_file(&self) -> Option<std::path::PathBuf> {
-        self.sinks.iter().find_map(|sink| match (sink.kind.settings().file(), sink.from) {
-            (Some(path), super::From::Stream(stream)) if self.streams[stream].model.is_some() => {
-                Some(self.folder.join(path))
-            }
-            _ => None,
-        })
+    pub fn predictions_file(&self) -> Option<PathBuf> {
+        self.prediction_sinks().find_map(|sink| Some(self.folder.join(sink.kind.settings().file()?)))
     }
 }
 

@@ -73,6 +73,11 @@ pub struct SinkCounters {
     pub latency: Mutex<Histogram<u64>>,
 }
 
+/// A histogram of latencies in microseconds, without any.
+pub fn no_latencies() -> Histogram<u64> {
+    Histogram::new_with_max(600_000_000, 3).expect("three digits up to ten minutes are allowed")
+}
+
 /// All counters of a job, by name.
 #[derive(Debug, Default)]
 pub struct Meters {
@@ -105,12 +110,22 @@ impl Meters {
     pub fn sink(&self, name: &Arc<str>) -> Arc<SinkCounters> {
         let mut sinks = self.sinks.lock().expect("no thread panics with the lock");
         let new = || {
-            let latency = Histogram::new_with_max(600_000_000, 3).expect("three digits up to ten minutes are allowed");
+            let latency = no_latencies();
             let (records, bytes, stalled_micros) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
             let (queued, latency) = (AtomicI64::new(0), Mutex::new(latency));
             Arc::new(SinkCounters { records, bytes, stalled_micros, queued, latency })
         };
         sinks.entry(name.clone()).or_insert_with(new).clone()
+    }
+    /// The latencies of some sinks, together.
+    pub fn latencies(&self, sinks: &[Arc<str>]) -> Histogram<u64> {
+        let mut all = no_latencies();
+        for sink in sinks {
+            let counters = self.sink(sink);
+            let latency = counters.latency.lock().expect("no thread panics with the lock");
+            all.add(&*latency).expect("histograms of latencies are of one shape");
+        }
+        all
     }
     /// All workers.
     pub fn workers(&self) -> Vec<(usize, Arc<WorkerCounters>)> {
