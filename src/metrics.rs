@@ -22,6 +22,7 @@ use ::metrics::{Key, Label, Level, Metadata, Recorder, SharedString, Unit as Cra
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 pub mod catalogue;
+pub mod latency;
 pub mod log;
 pub mod process;
 pub mod reference;
@@ -186,12 +187,16 @@ impl fmt::Display for Unit {
 #[derive(Debug, Clone)]
 pub struct Exporter {
     handle: PrometheusHandle,
+    /// The latencies of sinks.
+    pub latencies: latency::Latencies,
 }
 
 impl Exporter {
-    /// The scrape: the text format of Prometheus, version 0.0.4, with the process's own figures at the end.
+    /// The scrape: the text format of Prometheus, version 0.0.4, with the sinks' latencies and the process's own figures at
+    /// the end.
     pub fn render(&self) -> String {
         let mut text = self.handle.render();
+        self.latencies.render(&mut text);
         process::render(&mut text);
         text
     }
@@ -213,7 +218,7 @@ pub fn install() -> Exporter {
         let recorder = recorder();
         let handle = recorder.handle();
         ::metrics::set_global_recorder(recorder).expect("nothing else in the process records metrics");
-        Exporter { handle }
+        Exporter { handle, latencies: latency::Latencies::default() }
     });
     exporter.clone()
 }
@@ -285,7 +290,7 @@ mod tests {
     #[test]
     fn a_scrape_has_help_type_labels_and_fixed_buckets() {
         let recorder = recorder();
-        let exporter = Exporter { handle: recorder.handle() };
+        let exporter = Exporter { handle: recorder.handle(), latencies: latency::Latencies::default() };
         ::metrics::with_local_recorder(&recorder, || {
             SOURCE_RECORDS.of(["flights", "departures"]).increment(3);
             EPOCH_CURRENT.of([]).set(7.0);

@@ -142,7 +142,7 @@ catalogue! {
     Histogram(LATENCY) SINK_COMMIT_DURATION = "millstream_sink_commit_duration_seconds" ["sink", "step"] Seconds Sinks OnceItHappens "Time of each step of a transaction's end, of sinks with transactions: drain (the brokers acknowledge the records), decide (the wait for the checkpoint), mark (they take the marker) and commit.";
     Counter SINK_ERRORS = "millstream_sink_errors_total" ["sink", "kind"] Count Sinks OnceItHappens "Errors while writing, by kind: refused (by the broker) or disk.";
     Gauge SINK_QUEUED_RECORDS = "millstream_sink_queued_records" ["sink"] Count Sinks FromStart "Records that the sink's writers could not take yet. Above 0 the sources are held.";
-    Gauge PROCESSING_LATENCY = "millstream_processing_latency_seconds" ["sink", "quantile"] Seconds Sinks OnceItHappens "Time from a record's arrival in the process to the sink's writer, since the start: quantiles 0.5, 0.99, 0.999.";
+    Histogram(IN_PROCESS) PROCESSING_LATENCY = "millstream_processing_latency_seconds" ["sink"] Seconds Sinks FromStart "Time from a record's arrival in the process to the sink's writer.";
     Gauge SINK_STALLED_SECONDS = "millstream_sink_stalled_seconds" ["sink"] Seconds Sinks FromStart "Time in which the sink could not take what it was given, since the start. Growth means that the world behind the sink is the bottleneck.";
 
     // The offline store.

@@ -129,6 +129,7 @@ fn find(name: &str) -> Option<(&'static Metric, &'static str)> {
 mod tests {
     use super::*;
     use crate::metrics::catalogue::*;
+    use crate::metrics::latency::Latencies;
     use crate::metrics::{Exporter, recorder};
 
     #[test]
@@ -142,7 +143,7 @@ mod tests {
     #[test]
     fn a_scrape_is_held_against_the_catalogue() {
         let recorder = recorder();
-        let exporter = Exporter { handle: recorder.handle() };
+        let exporter = Exporter { handle: recorder.handle(), latencies: Latencies::default() };
         ::metrics::with_local_recorder(&recorder, || {
             SINK_RECORDS.of(["out"]).increment(1);
             SINK_BYTES.of(["out"]).increment(10);

@@ -101,7 +101,7 @@ impl Reporter {
             self.node(&name, &node);
         }
         for (name, sink) in board.meters.sinks() {
-            report_sink(&name, &sink);
+            self.sink(&name, &sink);
         }
         for (index, status) in board.statuses.iter().enumerate() {
             health.set_assigned(index, matches!(status.connection(), Connection::Reading | Connection::Ended));
@@ -176,6 +176,14 @@ impl Reporter {
         }
     }
 
+    fn sink(&self, name: &str, sink: &SinkCounters) {
+        SINK_RECORDS.of([name]).absolute(sink.records.load(Relaxed));
+        SINK_BYTES.of([name]).absolute(sink.bytes.load(Relaxed));
+        SINK_QUEUED_RECORDS.of([name]).set(sink.queued.load(Relaxed) as f64);
+        SINK_STALLED_SECONDS.of([name]).set(sink.stalled_micros.load(Relaxed) as f64 / 1e6);
+        self.exporter.latencies.set(name, &sink.latency.lock().expect("no thread panics with the lock"));
+    }
+
     fn epochs(&mut self, board: &Board, health: &Health) {
         health.epoch_opened(board.open_epoch.load(Relaxed));
         let taken: u64 = board.meters.sources().iter().map(|(_, source)| source.records.load(Relaxed)).sum();
@@ -195,17 +203,6 @@ fn report_worker(worker: usize, counters: &WorkerCounters) {
     WORKER_PARKS.of(labels).absolute(counters.parks.load(Relaxed));
     WORKER_BUSY_SECONDS.of(labels).set(counters.busy_micros.load(Relaxed) as f64 / 1e6);
     WORKER_IDLE_SECONDS.of(labels).set(counters.idle_micros.load(Relaxed) as f64 / 1e6);
-}
-
-fn report_sink(name: &str, sink: &SinkCounters) {
-    SINK_RECORDS.of([name]).absolute(sink.records.load(Relaxed));
-    SINK_BYTES.of([name]).absolute(sink.bytes.load(Relaxed));
-    SINK_QUEUED_RECORDS.of([name]).set(sink.queued.load(Relaxed) as f64);
-    SINK_STALLED_SECONDS.of([name]).set(sink.stalled_micros.load(Relaxed) as f64 / 1e6);
-    let latency = sink.latency.lock().expect("no thread panics with the lock");
-    for (quantile, gauge) in [("0.5", 0.5), ("0.99", 0.99), ("0.999", 0.999)] {
-        PROCESSING_LATENCY.of([name, quantile]).set(latency.value_at_quantile(gauge) as f64 / 1e6);
-    }
 }
 
 /// The health of a job that is starting.
