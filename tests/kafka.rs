@@ -26,6 +26,7 @@ mod bucket;
 mod change;
 mod chaos;
 mod commands;
+pub mod contract;
 mod drift;
 mod hosts;
 mod live;

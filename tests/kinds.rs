@@ -1,5 +1,5 @@
 //! What holds for every kind in every list: its settings are documented, its example is one that the engine takes, and it
-//! does what its family promises.
+//! does what its family promises. Sources and formats have files of their own.
 
 use std::collections::BTreeSet;
 
@@ -13,6 +13,9 @@ use millstream_operators::error::ConfigError;
 use millstream_operators::features::Aggregate;
 
 use super::random::Random;
+
+mod formats;
+pub mod sources;
 
 /// Reads an example and gives what is wrong with it.
 fn wrong_with(family: &str, example: &str) -> Option<String> {
