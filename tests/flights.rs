@@ -12,7 +12,8 @@ use serde_json::Value;
 use super::program::{python, records, replay, root, said, sink_files, summary, total};
 use super::random::Random;
 
-const STREAMS: [&str; 5] = ["schedule", "departures", "cancellations", "arrivals", "weather"];
+/// The files of events.
+pub const STREAMS: [&str; 5] = ["schedule", "departures", "cancellations", "arrivals", "weather"];
 /// The year is run by 2 workers, its first two months by these.
 const OTHER_WORKERS: [usize; 2] = [1, 4];
 /// Flights of January.
@@ -22,7 +23,7 @@ const JANUARY: usize = 26_921;
 const MEMORY_MB_MAX: u64 = 900;
 
 /// The folder of the event files.
-fn year() -> PathBuf {
+pub fn year() -> PathBuf {
     let folder = std::env::var_os("FLIGHTS_DATA").map(PathBuf::from).unwrap_or_else(|| {
         let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache");
         std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from).join("millstream/flights")
@@ -38,14 +39,15 @@ fn year() -> PathBuf {
     folder
 }
 
-/// Copies the events before a month, with the lines of each file in the order that `order` gives them.
-fn before(month: &str, of: &Path, into: &Path, mut order: impl FnMut(&mut [&str])) {
+/// Copies the events before a month or day, with the lines of each file in the order that `order` gives them.
+pub fn before(end: &str, of: &Path, into: &Path, mut order: impl FnMut(&mut [&str])) {
     for stream in STREAMS {
         let file = format!("{stream}.jsonl");
         let text = fs::read_to_string(of.join(&file)).expect("the event files are text");
-        let end =
-            text.find(&format!(r#"{{"at":"2013-{month}-"#)).expect("the month is there; time comes first in a line");
-        let mut lines: Vec<&str> = text[..end].lines().collect();
+        let end = format!(r#"{{"at":"2013-{end}"#);
+        // Time comes first in a line.
+        let mut lines: Vec<&str> = text.lines().take_while(|line| *line < end.as_str()).collect();
+        assert!(!lines.is_empty(), "no {stream} before {end}");
         order(&mut lines);
         fs::write(into.join(&file), lines.join("\n") + "\n").expect("the file can be written");
     }

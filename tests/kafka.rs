@@ -40,6 +40,7 @@ mod replayed;
 mod savepoint;
 mod secure;
 mod service;
+mod shipped;
 mod sink;
 mod source;
 mod workloads;

@@ -111,12 +111,17 @@ pub fn first_address(running: &mut Running) -> String {
 /// The address that a job serves at, when it has started.
 pub fn address(running: &mut Running) -> String {
     let address = first_address(running);
+    until_well(&address, "/startupz", running);
+    address
+}
+
+/// Waits until `GET path` says that all is well.
+pub fn until_well(address: &str, path: &str, running: &mut Running) {
     let deadline = Instant::now() + LONG;
-    while answer(&address, "GET", "/startupz").0 != 200 {
-        assert!(running.runs() && Instant::now() < deadline, "it does not start: {}", running.err());
+    while answer(address, "GET", path).0 != 200 {
+        assert!(running.runs() && Instant::now() < deadline, "{path} is not well: {}", running.err());
         std::thread::sleep(Duration::from_millis(5));
     }
-    address
 }
 
 /// The body of `GET path`.

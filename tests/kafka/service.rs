@@ -14,7 +14,7 @@ pub use crate::program::{address, ask_for, get};
 /// The variable that says where the store of the state is.
 pub const ENDPOINT: &str = "S3_ENDPOINT";
 
-/// A topology of `tests/kafka/topologies` and its topics, which it calls `${RUN}-...`.
+/// A topology of `tests/kafka/topologies` and its topics, which it calls `${RUN}-...`, or one of the repository.
 pub struct Service {
     pub brokers: String,
     /// The job's name, and the beginning of its topics' names.
@@ -35,6 +35,23 @@ impl Service {
         let service = Service { brokers, run: unique(name), folder, variables: Vec::new() };
         let file = root().join("tests/kafka/topologies").join(format!("{name}.yaml"));
         std::fs::copy(file, service.topology()).unwrap();
+        service
+    }
+
+    /// A topology of the repository, whose job and topics get names that no other test has.
+    pub fn shipped(brokers: String, name: &str) -> Service {
+        let folder = tempfile::tempdir().unwrap();
+        let service = Service { brokers, run: unique(name), folder, variables: Vec::new() };
+        let (example, run) = (root().join("topologies").join(name), &service.run);
+        let text = std::fs::read_to_string(example.join("topology.yaml")).unwrap();
+        let names = [(format!("\nname: {name}\n"), format!("\nname: {run}\n"))];
+        let topics = ["topics: [", "topic: "].map(|before| (before.to_string(), format!("{before}{run}-")));
+        let text = names.into_iter().chain(topics).fold(text, |text, (from, to)| {
+            assert!(text.contains(&from), "no `{from}` in {name}");
+            text.replace(&from, &to)
+        });
+        std::fs::write(service.topology(), text).unwrap();
+        std::fs::copy(example.join("model.onnx"), service.folder().join("model.onnx")).unwrap();
         service
     }
 
