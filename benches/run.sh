@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # run.sh [PATTERN]: the benches on Apache Kafka, each row beside the copy loop and the bare loop in the same run; rows whose
-# name matches PATTERN, a regular expression. Specification and how to read the figures: docs/benchmarks.md.
+# name matches PATTERN, a regular expression. At the end they stand beside each other, with what is aimed at. Specification and how
+# to read the figures: docs/benchmarks.md.
 #
 # The results of every row are held against tests/python/recompute_workloads.py.
 #
@@ -33,6 +34,7 @@ export ORT_DYLIB_PATH
 python=$(deploy/python.sh tests/python/requirements.txt)
 work=$(mktemp -d)
 export LOG=$work/log STATE=$work/state SAMPLE=$work/sample.jsonl
+: >"$work/rows"
 started=
 stop() {
   [ -z "$started" ] || deploy/kafka.sh clean
@@ -55,7 +57,7 @@ fi
 row() { # NAME KEYS LEGS COMMAND...
   [[ $1-$2 =~ $want ]] || return 0
   rm -rf "$STATE"
-  timeout 900 "$bin/bench" "$@" || { tail -5 "$LOG"; return 1; }
+  timeout 900 "$bin/bench" "$@" | tee -a "$work/rows" || { tail -5 "$LOG"; return 1; }
   [[ $1 =~ -w[01]$ ]] || return 0
   # Results of the first million events are kept.
   count=$(tr , '\n' <<<"$3" | awk -F '[TLKx]' '{ n += /^T/ ? $2 : $2 * $3 } END { print n < 1000000 ? n : 1000000 }')
@@ -86,3 +88,5 @@ for epoch in 50ms 10m; do
 done
 row bare-w1 100000 "$throughput" "$bin/bare" w1
 row millstream-w1 100000 "$throughput" "$bin/millstream" run benches/kafka/w1.yaml
+echo
+"$bin/bench" ratios "$work/rows"

@@ -9,6 +9,8 @@
 //! - `K<rate>x<seconds>`: recovery. Events come as in `L`; half way the system is killed (SIGKILL) and started again at
 //!   once. Measured is the time from the kill to the first output of an event that was sent after it.
 //!
+//! `bench ratios FILE` puts the rows of a run, which are such lines, beside each other.
+//!
 //! Environment: KAFKA_BROKERS, SAMPLE (file for every 97th output), LOG (file for the system's output).
 
 mod reader;
@@ -32,8 +34,15 @@ const LEG: Duration = Duration::from_secs(240);
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, file] = arguments.as_slice()
+        && word == "ratios"
+    {
+        let rows = std::fs::read_to_string(file).with_context(|| format!("read {file}"))?;
+        print!("{}", ratios::tables(&rows)?);
+        return Ok(());
+    }
     let [name, keys, legs, command @ ..] = arguments.as_slice() else {
-        bail!("usage: bench NAME KEYS LEGS COMMAND...");
+        bail!("usage: bench NAME KEYS LEGS COMMAND..., or bench ratios FILE");
     };
     let mut bench = Bench::new(name, keys.parse().context("KEYS is a number")?, command)?;
     for leg in legs.split(',') {

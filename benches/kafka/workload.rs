@@ -11,6 +11,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::types::RDKafkaErrorCode;
 
 pub mod cards;
+pub mod ratios;
 
 pub use cards::Card;
 
