@@ -16,11 +16,13 @@ use millstream_operators::{Batch, Messages};
 use crate::cluster::Shape;
 
 pub mod file;
+pub mod gap;
 pub mod kafka;
 pub mod memory;
 pub mod partitions;
 pub mod status;
 
+pub use gap::Gap;
 pub use partitions::{Partitions, Positions, Topic, Topics};
 pub use status::{Connection, Status};
 
@@ -145,6 +147,19 @@ pub trait Connector {
     /// # Errors
     /// What was tried and what the world said.
     fn start(&self, start: Start) -> Result<JoinHandle<Result<(), SourceError>>, SourceError>;
+
+    /// Moves the `positions` of source `name` of `job` behind records that are gone, and `topics` to those that are there; gives
+    /// what is missed. Waits for brokers that are away.
+    ///
+    /// # Errors
+    /// A topic that is missing, a client that is not let in.
+    fn pass_gaps(
+        &self,
+        name: &str,
+        job: &str,
+        positions: &mut Positions,
+        topics: &mut Topics,
+    ) -> Result<Vec<Gap>, SourceError>;
 }
 
 /// A source that failed.
@@ -178,7 +193,8 @@ pub enum SourceError {
     },
     /// The position to go on from is gone (retention, a topic made anew): records would be missed.
     #[error(
-        "source `{name}`: {topic}/{partition}: position {position} is not available ({detail}); records would be lost"
+        "source `{name}`: {topic}/{partition}: position {position} is not available ({detail}); records would be lost. Go on \
+         without them, and keep the state, with `--allow-gap {name}`, or start anew with `--fresh`"
     )]
     Gap {
         /// The source.

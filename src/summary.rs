@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::runtime::meter::Meters;
 use crate::slow::{ALL, OutcomeCounts, SlowReport};
+use crate::sources::Gap;
 
 /// What a run did.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -28,6 +29,9 @@ pub struct Summary {
     pub epoch: u64,
     /// Seconds from start to end.
     pub duration_seconds: f64,
+    /// Records that the start has gone on without, since they were gone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gaps: Vec<Gap>,
     /// Events in, by source.
     pub events: BTreeMap<String, u64>,
     /// Predictions, by model.
@@ -168,6 +172,9 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}: {} after {:.1} s, epoch {}", self.job, self.ended, self.duration_seconds, self.epoch)?;
+        for gap in &self.gaps {
+            writeln!(f, "  missed         {}: {gap}", gap.source)?;
+        }
         for (title, counts) in [
             ("events", &self.events),
             ("predictions", &self.predictions),

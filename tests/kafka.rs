@@ -28,6 +28,7 @@ mod chaos;
 mod commands;
 pub mod contract;
 mod drift;
+mod gap;
 mod hosts;
 mod live;
 mod metrics;

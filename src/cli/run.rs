@@ -75,6 +75,10 @@ pub struct Live {
     /// Lets a start write outputs again that are in topics and tables already: those since the savepoint.
     #[arg(long)]
     allow_repeat: bool,
+    /// Lets this start of a source go on without records that are gone: removed before they were read, or of a topic that was
+    /// made anew since. May be given again. The next start is not allowed to.
+    #[arg(long, value_name = "SOURCE")]
+    allow_gap: Vec<String>,
     /// Runs the job as N processes on this machine, and starts them again when one of them ends before its time. They serve
     /// /metrics at the ports from `engine.http` on.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64), conflicts_with = "process")]
@@ -159,6 +163,7 @@ fn run(topology: Topology, folder: PathBuf, options: &Live) -> anyhow::Result<Ex
         allow_repeat: *allow_repeat,
         allow_drop: common.allow_drop.clone(),
         backfill: backfill.clone(),
+        allow_gap: sources(&topology, &options.allow_gap)?,
     };
     let mode = if topology.is_bounded() { Mode::Bounded(Pace::Fastest) } else { Mode::Live };
     if let (Mode::Bounded(_), false) = (mode, backfill.is_empty()) {
@@ -178,6 +183,18 @@ fn run(topology: Topology, folder: PathBuf, options: &Live) -> anyhow::Result<Ex
         }
         Placed::Process(place) => Drive { topology, folder, mode, options: common, wanted, place, output: None }.run(),
     }
+}
+
+/// The names of the sources that are `named`, with their section or without.
+fn sources(topology: &Topology, named: &[String]) -> Result<Vec<String>, WrongOptions> {
+    let name = |named: &String| {
+        let name = named.strip_prefix("sources.").unwrap_or(named);
+        let is_there = topology.sources.iter().any(|(source, _)| source == name);
+        is_there
+            .then(|| name.to_string())
+            .ok_or_else(|| WrongOptions(format!("--allow-gap {named}: there is no such source")))
+    };
+    named.iter().map(name).collect()
 }
 
 fn supervise(processes: usize) -> anyhow::Result<ExitCode> {

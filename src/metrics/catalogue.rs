@@ -79,6 +79,8 @@ catalogue! {
 
     // Kafka.
     Gauge SOURCE_POSITION = "millstream_source_position" ["source", "topic", "partition"] Count Kafka OnceItHappens "Offset of the next record to read.";
+    Counter SOURCE_GAPS = "millstream_source_gaps_total" ["source", "topic"] Count Kafka OnceItHappens "Partitions of which a start has missed records that were gone (`--allow-gap`).";
+    Counter SOURCE_MISSED_OFFSETS = "millstream_source_missed_offsets_total" ["source", "topic"] Count Kafka OnceItHappens "Offsets missed in these gaps, as far as they are known: those of a topic that was made anew are not.";
     Gauge SOURCE_PARTITIONS_ASSIGNED = "millstream_source_partitions_assigned" ["source"] Count Kafka OnceItHappens "Partitions that this process reads.";
     Gauge SOURCE_PAUSED = "millstream_source_paused" ["source"] Count Kafka OnceItHappens "1 while the source waits because the workers do not keep up.";
     Gauge SOURCE_LAST_RECORD = "millstream_source_last_record_timestamp_seconds" ["source", "topic", "partition"] Timestamp Kafka OnceItHappens "When the newest record of the partition was read.";

@@ -19,7 +19,7 @@ use crate::plan::{Plan, SourcePlan};
 use crate::replay::Cuts;
 use crate::slow::QualityBySlice;
 use crate::sources::status::Status;
-use crate::sources::{Partitions, Port, Positions, Start};
+use crate::sources::{Gap, Partitions, Port, Positions, Start};
 use crate::summary::{Summary, memory_peak_bytes};
 
 /// A worker whose last step is older than this is not at work.
@@ -58,6 +58,8 @@ pub struct Board {
     pub open_epoch: Arc<AtomicU64>,
     /// True while the job drains.
     pub draining: Arc<AtomicBool>,
+    /// What the job went on without at its start.
+    pub gaps: Arc<[Gap]>,
 }
 
 impl Board {
@@ -106,6 +108,7 @@ impl Board {
             quality: Arc::default(),
             open_epoch: Arc::new(AtomicU64::new(epoch + 1)),
             draining: Arc::default(),
+            gaps: Arc::default(),
         })
     }
 
@@ -156,6 +159,7 @@ impl Board {
             job: plan.name.clone(),
             epoch: self.durable_epoch(),
             memory_peak_bytes: memory_peak_bytes(),
+            gaps: self.gaps.to_vec(),
             ..Summary::default()
         };
         summary.count(&self.meters, &plan.predictions());

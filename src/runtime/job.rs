@@ -91,7 +91,7 @@ impl Job {
         let place = Place::of(&plan.engine, &plan.folder)?;
         let store = Store::open(&place, &plan.name, &plan.hash);
         let mut store = store.context("take the place of the state (`engine.state`)")?;
-        let TakenUp { checkpoint, made, began, filled } = take_up(&mut store, &plan, mode != Mode::Live, wanted)?;
+        let TakenUp { checkpoint, made, began, filled, gaps } = take_up(&mut store, &plan, mode != Mode::Live, wanted)?;
         if made.is_none() {
             store.merge_loaded(&checkpoint);
         }
@@ -109,7 +109,8 @@ impl Job {
         let first_epoch = checkpoint.progress.epoch + 1;
         let cuts: Arc<Cuts> = Arc::default();
         let bounded_cuts = matches!(mode, Mode::Bounded(_)).then(|| cuts.clone());
-        let board = Board::new(&plan, shape, &checkpoint, bounded_cuts.clone())?;
+        let mut board = Board::new(&plan, shape, &checkpoint, bounded_cuts.clone())?;
+        board.gaps = gaps.into();
         let clock = EpochClock::new(first_epoch, plan.engine.epoch.duration());
         let (words, heard) = unbounded();
         let members = members.map(|members| members.watch(board.clone(), clock, words.clone())).transpose()?;

@@ -25,6 +25,8 @@ pub struct Wanted {
     pub allow_drop: Vec<String>,
     /// Feature groups that begin with what a [backfill](crate::backfill) has made.
     pub backfill: Vec<String>,
+    /// Sources that may go on without records that are gone.
+    pub allow_gap: Vec<String>,
 }
 
 impl Wanted {

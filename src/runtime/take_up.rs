@@ -8,6 +8,7 @@ use crate::change::{self, Change};
 use crate::checkpoint::{Block, Checkpoint, Definitions, Progress, Store};
 use crate::failpoint::{self, Point};
 use crate::plan::Plan;
+use crate::sources::Gap;
 
 /// Where a job goes on.
 pub struct TakenUp {
@@ -19,6 +20,8 @@ pub struct TakenUp {
     pub began: BTreeSet<String>,
     /// The feature groups that begin with what a backfill has made.
     pub filled: Vec<String>,
+    /// What the job goes on without.
+    pub gaps: Vec<Gap>,
 }
 
 /// Reads the checkpoint that is `wanted` and leaves of it what `plan` goes on with.
@@ -42,10 +45,12 @@ pub fn take_up(store: &mut Store, plan: &Plan, bounded: bool, wanted: &Wanted) -
         };
         failpoint::reached(Point::StateLoaded);
         let mut taken_up = compare(loaded, plan, bounded, wanted)?;
+        taken_up.pass_gaps(plan, &wanted.allow_gap)?;
         // Not before it is clear that the plan may go on: a copy that runs would have ended for nothing.
         if !store.take_over()? {
             continue;
         }
+        taken_up.gaps.iter().for_each(Gap::tell);
         let progress = &mut taken_up.checkpoint.progress;
         if progress.epoch == 0 {
             progress.committed = store.writers().clone();
@@ -65,7 +70,8 @@ fn compare(loaded: Option<Checkpoint>, plan: &Plan, bounded: bool, wanted: &Want
         let definitions = change::defined(&Definitions::new(), plan, 0);
         let progress = Progress { definitions, ..Progress::default() };
         let checkpoint = Checkpoint { progress, ..Checkpoint::default() };
-        return Ok(TakenUp { checkpoint, made: Some(change::begin(plan)), began: BTreeSet::new(), filled: Vec::new() });
+        let made = Some(change::begin(plan));
+        return Ok(TakenUp { checkpoint, made, began: BTreeSet::new(), filled: Vec::new(), gaps: Vec::new() });
     };
     let mut change = Change::between(&checkpoint, plan, bounded)?;
     let groups = change.backfill(&wanted.backfill, plan)?;
@@ -80,5 +86,28 @@ fn compare(loaded: Option<Checkpoint>, plan: &Plan, bounded: bool, wanted: &Want
     let is_new = |(node, defined): &(&String, &_)| before.get(*node) != Some(*defined);
     let began = after.iter().filter(is_new).map(|(node, _)| node.clone()).collect();
     let changed = !change.is_none() || *after != before || !made.is_empty();
-    Ok(TakenUp { checkpoint, made: changed.then_some(made), began, filled: groups })
+    Ok(TakenUp { checkpoint, made: changed.then_some(made), began, filled: groups, gaps: Vec::new() })
+}
+
+impl TakenUp {
+    /// Moves the positions of sources behind records that are gone, if that is `allowed`. The checkpoint says so before anything
+    /// is read: a start that is killed later neither needs to be allowed again nor finds half of it.
+    fn pass_gaps(&mut self, plan: &Plan, allowed: &[String]) -> anyhow::Result<()> {
+        let progress = &mut self.checkpoint.progress;
+        for (stream, source) in plan.sources() {
+            let is_allowed = allowed.iter().any(|name| *name == stream.name);
+            let (Some(connector), Some(positions)) = (source.connector(), progress.positions.get_mut(&stream.name))
+            else {
+                continue;
+            };
+            if is_allowed {
+                let topics = progress.topics.entry(stream.name.clone()).or_default();
+                self.gaps.extend(connector.pass_gaps(&stream.name, &plan.name, positions, topics)?);
+            }
+        }
+        if !self.gaps.is_empty() {
+            self.made.get_or_insert_default();
+        }
+        Ok(())
+    }
 }

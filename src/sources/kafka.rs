@@ -19,10 +19,12 @@ use millstream_operators::error::ConfigError;
 use millstream_operators::kinds::Kind;
 use rdkafka::consumer::BaseConsumer;
 
-use super::{Connection, Connector, SourceError, SourceSettings, Start};
-use crate::kafka::{self, ClientError, Context, OptionError, Options, Side};
+use super::{Connection, Connector, Gap, Positions, SourceError, SourceSettings, Start, Topics};
+use crate::kafka::{self, Context, OptionError, Options, Side};
+use connect::Contact;
 
 mod connect;
+mod gap;
 mod read;
 mod watch;
 
@@ -94,9 +96,7 @@ impl Connector for KafkaSource {
     /// gone and a user who may not read come as errors of the returned thread, as soon as a broker says so.
     fn start(&self, start: Start) -> Result<JoinHandle<Result<(), SourceError>>, SourceError> {
         let name = start.name.clone();
-        let fail = |error: ClientError| SourceError::Kafka { name: name.to_string(), detail: error.to_string() };
-        let config = kafka::consumer(&self.brokers, &start.job, &self.options).map_err(fail)?;
-        let consumer = kafka::open_consumer(&config, format!("source {name}")).map_err(fail)?;
+        let consumer = self.consumer(&name, &start.job)?;
         let (source, status) = (self.clone(), start.status.clone());
         let run = move || {
             let consumer = Arc::new(consumer);
@@ -106,7 +106,32 @@ impl Connector for KafkaSource {
             result
         };
         let thread = thread::Builder::new().name(format!("source-{name}")).spawn(run);
-        thread.map_err(|error| fail(ClientError::Settings(format!("no thread to be had: {error}"))))
+        let detail = |error| format!("no thread to be had: {error}");
+        thread.map_err(|error| SourceError::Kafka { name: name.to_string(), detail: detail(error) })
+    }
+
+    fn pass_gaps(
+        &self,
+        name: &str,
+        job: &str,
+        positions: &mut Positions,
+        topics: &mut Topics,
+    ) -> Result<Vec<Gap>, SourceError> {
+        let consumer = Arc::new(self.consumer(name, job)?);
+        // A start is ended from outside.
+        let halt = Halt::by(Arc::default());
+        let gaps = Contact { source: self, name, consumer: &consumer, halt: &halt }.pass_gaps(positions, topics);
+        close(consumer);
+        gaps
+    }
+}
+
+impl KafkaSource {
+    /// A client for source `name` of `job`.
+    fn consumer(&self, name: &str, job: &str) -> Result<BaseConsumer<Context>, SourceError> {
+        let config = kafka::consumer(&self.brokers, job, &self.options);
+        let consumer = config.and_then(|config| kafka::open_consumer(&config, format!("source {name}")));
+        consumer.map_err(|error| SourceError::Kafka { name: name.to_string(), detail: error.to_string() })
     }
 }
 
@@ -179,6 +204,10 @@ struct Halt {
 }
 
 impl Halt {
+    fn by(asked: Arc<AtomicBool>) -> Halt {
+        Halt { asked, broken: AtomicBool::new(false), through: AtomicBool::new(false) }
+    }
+
     fn now(&self) -> bool {
         [&*self.asked, &self.broken, &self.through].into_iter().any(|told| told.load(Ordering::Relaxed))
     }

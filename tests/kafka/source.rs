@@ -224,6 +224,7 @@ fn a_position_that_was_deleted_is_a_gap_and_never_a_jump() {
     let error = source.failure();
     assert!(matches!(&error, SourceError::Gap { partition: 0, position: 40, .. }), "{error}");
     assert!(error.to_string().contains("there are 60 to 99"), "{error}");
+    assert!(error.to_string().contains("`--allow-gap events`"), "{error}");
 
     // A topic that was made anew has fewer messages than were read of the old one.
     let positions = Positions([((topic.clone(), 0), 1_000)].into());

@@ -135,11 +135,14 @@ impl Drive<'_> {
 
     /// What starts the job; it waits for other processes, for brokers and for stores.
     fn start(self, plan: Arc<Plan>, shape: Shape) -> impl FnOnce() -> anyhow::Result<Job> + Send + 'static {
-        let Drive { mut topology, mode, wanted, place, .. } = self;
+        let Drive { mut topology, mode, mut wanted, place, .. } = self;
         topology.engine.workers = shape.workers;
         let restarts = place.as_ref().and_then(|place| place.restarts);
         // What a start forgets it forgets once.
-        let forget = self.options.fresh && shape.is_coordinator() && restarts.unwrap_or(0) == 0;
+        let is_first = restarts.unwrap_or(0) == 0;
+        let forget = self.options.fresh && shape.is_coordinator() && is_first;
+        // Nor does it lose more than it was once allowed to.
+        wanted.allow_gap.retain(|_| is_first);
         move || {
             if forget {
                 Store::forget(&Place::of(&plan.engine, &plan.folder)?)?;

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use millstream_kafka_batch::topic_id;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
+use super::gap::Found;
 use super::{Halt, KafkaSource, StartAt};
 use crate::kafka::{self, ClientError, Context};
-use crate::sources::{Positions, SourceError, Topic, Topics};
+use crate::sources::{Gap, Positions, SourceError, Topic, Topics};
 
 /// One try to reach a broker.
 const TRY: Duration = Duration::from_secs(2);
@@ -60,6 +61,34 @@ impl Contact<'_> {
             topics.insert(topic.clone(), Topic { id, partitions });
         }
         Ok(Some((begin, topics)))
+    }
+
+    /// Moves positions behind what is gone: see [`Found::pass`].
+    ///
+    /// # Errors
+    /// As [`begin`](Contact::begin), but for positions that are gone.
+    pub fn pass_gaps(&self, positions: &mut Positions, topics: &mut Topics) -> Result<Vec<Gap>, SourceError> {
+        let mut gaps = Vec::new();
+        for topic in &self.source.topics {
+            if of_topic(topic, positions).next().is_none() {
+                continue;
+            }
+            let Some(count) = self.wait_for_topic(topic)? else { break };
+            let is_known = topics.get(topic).is_some_and(|known| known.id.is_some());
+            let id = self.retry(|| match topic_id(self.consumer, topic, TRY) {
+                // Whether it is the same topic must not be guessed for want of an answer.
+                None if is_known => Err(ClientError::Unreachable {
+                    brokers: self.source.brokers.clone(),
+                    reason: format!("they do not say the id of topic `{topic}`"),
+                }),
+                id => Ok(id),
+            })?;
+            let bounds = (0..count).map(|partition| self.retry(|| self.watermarks(topic, partition)));
+            let bounds: Option<Vec<(i64, i64)>> = bounds.collect::<Result<_, SourceError>>()?;
+            let (Some(id), Some(partitions)) = (id, bounds) else { break };
+            gaps.extend(Found { id, partitions }.pass(self.name, topic, positions, topics));
+        }
+        Ok(gaps)
     }
 
     /// The id of a topic, as far as brokers say it, else the one that is `known`. Positions in another topic of the name mean
@@ -191,7 +220,7 @@ impl Contact<'_> {
 }
 
 /// The positions of a topic's partitions.
-fn of_topic<'a>(topic: &'a str, positions: &'a Positions) -> impl Iterator<Item = (i32, i64)> + 'a {
+pub(super) fn of_topic<'a>(topic: &'a str, positions: &'a Positions) -> impl Iterator<Item = (i32, i64)> + 'a {
     let of_topic = positions.0.range((topic.to_owned(), 0)..).take_while(move |((name, _), _)| name == topic);
     of_topic.map(|((_, partition), position)| (*partition, *position))
 }

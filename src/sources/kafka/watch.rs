@@ -30,7 +30,7 @@ const MISSING_MAX: Duration = Duration::from_secs(15);
 /// Reads until the job stops; the first thing that went wrong, if something did.
 pub(super) fn run(source: &KafkaSource, consumer: Arc<BaseConsumer<Context>>, start: Start) -> Result<(), SourceError> {
     let Start { name, ports, shape, partitions, stop, status, idle_after, message_size_max, .. } = start;
-    let halt = Halt { asked: stop, broken: AtomicBool::new(false), through: AtomicBool::new(false) };
+    let halt = Halt::by(stop);
     let contact = Contact { source, name: &name, consumer: &consumer, halt: &halt };
     let begin = contact.begin(&start.positions, &start.topics)?;
     let paused: Vec<AtomicBool> = ports.iter().map(|_| AtomicBool::new(false)).collect();
