@@ -107,6 +107,32 @@ impl Origin {
         format!("{}/{}", self.manifest.writer, self.manifest.sequence)
     }
 
+    /// Where the job whose place is `own` stands beside it, and the number of its newest manifest.
+    ///
+    /// # Errors
+    /// If the newest manifest is damaged, of another job or format, or can't be read.
+    pub fn standing(&self, own: &Place) -> Result<(Standing, u64), CheckpointError> {
+        let storage = &*own.0;
+        let newest = loop {
+            let Some(sequence) = sequences(storage)?.pop() else { return Ok((Standing::Nowhere, 0)) };
+            // One that has gone was removed meanwhile, and there is a newer one.
+            if let Some(newest) = Manifest::read(storage, sequence)? {
+                break newest;
+            }
+        };
+        if newest.epoch == 0 {
+            return Ok((Standing::Nowhere, newest.sequence));
+        }
+        newest.check_job(storage, &self.manifest.job)?;
+        let was = &self.manifest;
+        let same_life = newest.id == was.id;
+        // Epochs without records may have passed.
+        let is_same = same_life && newest.positions == was.positions && newest.definitions == was.definitions;
+        let is_there = is_same || newest.origin.as_ref() == Some(&self.stamp());
+        let standing = if is_there { Standing::There } else { Standing::Elsewhere { epoch: newest.epoch, same_life } };
+        Ok((standing, newest.sequence))
+    }
+
     /// All of it, every byte checked.
     ///
     /// # Errors
@@ -122,27 +148,9 @@ impl Store {
     /// # Errors
     /// If the newest manifest is damaged, of another job or format, or can't be read.
     pub fn standing(&mut self, origin: &Origin) -> Result<Standing, CheckpointError> {
-        let storage = &*self.place.0;
-        let newest = loop {
-            let Some(sequence) = sequences(storage)?.pop() else { return Ok(Standing::Nowhere) };
-            // One that has gone was removed meanwhile, and there is a newer one.
-            if let Some(newest) = Manifest::read(storage, sequence)? {
-                break newest;
-            }
-        };
-        self.sequence = newest.sequence;
-        if newest.epoch == 0 {
-            return Ok(Standing::Nowhere);
-        }
-        newest.check_job(storage, &self.job)?;
-        let was = &origin.manifest;
-        let same_life = newest.id == was.id;
-        // Epochs without records may have passed.
-        let is_same = same_life && newest.positions == was.positions && newest.definitions == was.definitions;
-        if is_same || newest.origin.as_ref() == Some(&origin.stamp()) {
-            return Ok(Standing::There);
-        }
-        Ok(Standing::Elsewhere { epoch: newest.epoch, same_life })
+        let (standing, newest) = origin.standing(&self.place)?;
+        self.sequence = newest;
+        Ok(standing)
     }
 
     /// Brings what a checkpoint needs to the job's place, and has the next one that is published stand on that instead of

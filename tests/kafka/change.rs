@@ -113,6 +113,7 @@ fn a_changed_job_keeps_what_has_not_changed() {
     let mut running = run(&service, &[]);
     service.until("vectors", 300, &mut running);
     kill(running);
+    crate::program::said(service.command().args(["checkpoint", "save"]).arg(service.topology()).arg("before"));
 
     // A group is new, one is gone, a detector is another, there are more workers and another epoch.
     change(
@@ -138,7 +139,9 @@ fn a_changed_job_keeps_what_has_not_changed() {
         refused.err.contains("drift.amount is defined otherwise: 1 key") && !refused.err.contains("features.shop");
     assert!(told && refused.err.contains("--allow-drop drift.amount"), "{}", refused.err);
     let allowed = ["--allow-drop", "shop", "--allow-drop", "drift.amount"];
-    assert_eq!(plan(&service, &allowed), (Some(0), "goes on".into(), changed));
+    assert_eq!(plan(&service, &allowed), (Some(0), "goes on".into(), changed.clone()));
+    // That is where the job is.
+    assert_eq!(plan(&service, &["--from", "before"]), (Some(5), "refuses".into(), changed.clone()));
 
     send(&service, 300..600);
     let mut running = run(&service, &["shop", "drift.amount"]);
@@ -151,6 +154,14 @@ fn a_changed_job_keeps_what_has_not_changed() {
     let kept = kept.iter().chain(&[("sinks.vectors", 0)]).map(|(node, keys)| (*node, "keep", *keys, false));
     let kept = nodes(&kept.collect::<Vec<_>>());
     assert_eq!(plan(&service, &[]), (Some(0), "goes on".into(), kept));
+    // A start from the savepoint finds what there was then.
+    assert_eq!(plan(&service, &["--from", "before"]), (Some(5), "refuses".into(), changed.clone()));
+    let back = [&allowed[..], &["--from", "before"]].concat();
+    assert_eq!(plan(&service, &back), (Some(0), "goes on".into(), changed));
+    let text = crate::program::said(service.command().arg("plan").arg(service.topology()).args(back));
+    let first = text.lines().next().unwrap();
+    assert!(first.contains(", `before`; the job is at epoch ") && first.ends_with(", and goes back"), "{text}");
+    assert!(text.ends_with("`run` goes on from there, if it may repeat outputs (`--allow-repeat`)\n"), "{text}");
 
     // What comes back under the name of what was dropped finds nothing of it. A group with an aggregate more goes on.
     change(
