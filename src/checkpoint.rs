@@ -16,7 +16,7 @@
 //! at once and only if there is none of that name. A crash before leaves the checkpoint before. Everything outside (Kafka
 //! transactions, Delta commits) follows the manifest and is done again from the outbox if a crash came in between. Loading
 //! takes the newest manifest and checks every byte; what is wrong with it is an error with the name of the file and the
-//! block, never a silent step back to an older one, which would repeat output.
+//! block, never a silent step back to an older one, which would repeat output: see `older.rs`.
 //!
 //! **Manifests are numbered without a gap**, and a start begins with one of its own (`start.rs`): of two copies of a job
 //! only one can publish the next number, and the other ends.
@@ -44,6 +44,7 @@ mod definitions;
 mod error;
 mod location;
 mod manifest;
+pub mod older;
 mod origin;
 pub mod report;
 pub mod savepoint;

@@ -12,6 +12,7 @@ use crate::checkpoint::CheckpointError;
 use crate::cluster::PeerFailure;
 use crate::models::ModelError;
 use crate::plan::Plan;
+use crate::runtime::damaged::Damaged;
 use crate::runtime::repeats::Repeats;
 use crate::sinks::SinkError;
 use crate::sources::SourceError;
@@ -167,7 +168,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if cause.is::<NoGroup>() {
         return Some(2);
     }
-    if cause.is::<Refused>() || cause.is::<Repeats>() {
+    if cause.is::<Refused>() || cause.is::<Repeats>() || cause.is::<Damaged>() {
         return Some(5);
     }
     if let Some(error) = cause.downcast_ref::<CheckpointError>() {

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod connect;
 pub mod coordinator;
 pub mod crew;
+pub mod damaged;
 pub mod dataflow;
 pub mod decided;
 pub mod failure;

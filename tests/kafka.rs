@@ -33,6 +33,7 @@ mod hosts;
 mod live;
 mod metrics;
 mod mixed;
+mod older;
 mod outage;
 mod own_broker;
 mod processes;

@@ -22,6 +22,8 @@ mod kinds;
 mod memory;
 /// The offline store, read by DuckDB and by deltalake for Python.
 mod offline;
+/// Checkpoints that are damaged, and runs that go on from older ones.
+mod older;
 /// Running the program: not tests, but what they share.
 mod program;
 /// Random numbers that a seed repeats: not tests either.

@@ -82,6 +82,16 @@ impl Origin {
         Ok(Origin { place, manifest, told: told.to_string(), is_own })
     }
 
+    /// A checkpoint at the job's own place.
+    pub(super) fn at(own: &Place, manifest: Manifest, told: String) -> Origin {
+        Origin { place: own.clone(), manifest, told, is_own: true }
+    }
+
+    /// Its manifest.
+    pub(super) fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
     /// What the user calls it.
     pub fn told(&self) -> &str {
         &self.told

@@ -124,24 +124,38 @@ impl Pending {
     }
 }
 
-/// The checkpoints at a place that are kept, the oldest first; what stands there from before a `--fresh` is none.
+/// The checkpoints at a place that are kept, the oldest first; what stands there from before a `--fresh` is none. Of one whose
+/// manifest is damaged a warning says so.
 ///
 /// # Errors
-/// If a manifest is damaged or can't be read.
+/// If a manifest can't be read.
 pub fn list(place: &Place) -> Result<Vec<Listed>, CheckpointError> {
-    Ok(kept(place)?.into_iter().map(|(found, manifest)| listed(&found, &manifest, None)).collect())
+    let mut all = Vec::new();
+    for (found, manifest) in kept(place)? {
+        match manifest {
+            Ok(manifest) => all.push(listed(&found, &manifest, None)),
+            Err(damage) => tracing::warn!(%damage, "a checkpoint is not in the list"),
+        }
+    }
+    Ok(all)
 }
 
+/// A manifest, or what is wrong with it.
+type Kept = (Found, Result<Manifest, CheckpointError>);
+
 /// The manifests that are kept, the oldest first: not those from before a fresh start.
-fn kept(place: &Place) -> Result<Vec<(Found, Manifest)>, CheckpointError> {
+fn kept(place: &Place) -> Result<Vec<Kept>, CheckpointError> {
     let mut found = place.0.list("manifest")?;
     found.retain(|found| sequence_of(&found.name).is_some());
     found.sort_by_key(|found| sequence_of(&found.name));
     let mut kept = Vec::new();
     for found in found.into_iter().rev().take(KEPT) {
         // One that has gone was removed meanwhile, and so was what is older.
-        let manifest = Manifest::read(&*place.0, sequence_of(&found.name).unwrap_or_default())?;
-        match manifest.filter(|manifest| manifest.epoch > 0) {
+        let manifest = match Manifest::read(&*place.0, sequence_of(&found.name).unwrap_or_default()) {
+            Err(error @ CheckpointError::Io { .. }) => return Err(error),
+            manifest => manifest.transpose(),
+        };
+        match manifest.filter(|manifest| manifest.as_ref().map_or(true, |manifest| manifest.epoch > 0)) {
             Some(manifest) => kept.push((found, manifest)),
             None => break,
         }
@@ -191,8 +205,11 @@ pub fn progress(place: &Place, job: &str) -> Result<Option<Progress>, Checkpoint
 pub(super) fn find(place: &Place, which: Which<'_>) -> Result<Option<(Found, Manifest)>, CheckpointError> {
     match which {
         Which::Named(name) => savepoint::find(place, name),
-        Which::Newest => Ok(kept(place)?.pop()),
-        Which::Epoch(epoch) => Ok(kept(place)?.into_iter().rev().find(|(_, manifest)| manifest.epoch == epoch)),
+        Which::Newest => kept(place)?.pop().map(|(found, manifest)| Ok((found, manifest?))).transpose(),
+        Which::Epoch(epoch) => {
+            let whole = kept(place)?.into_iter().rev().filter_map(|(found, manifest)| Some((found, manifest.ok()?)));
+            Ok({ whole }.find(|(_, manifest)| manifest.epoch == epoch))
+        }
     }
 }
 

@@ -217,7 +217,8 @@ pub fn list(place: &Place) -> Result<Vec<Listed>, CheckpointError> {
     Ok(all)
 }
 
-fn names(storage: &dyn Storage) -> Result<BTreeSet<String>, CheckpointError> {
+/// The names of all savepoints.
+pub(super) fn names(storage: &dyn Storage) -> Result<BTreeSet<String>, CheckpointError> {
     let found = storage.list(FOLDER)?;
     Ok(found.iter().filter_map(|found| found.name.strip_suffix(SAVED)).map(str::to_string).collect())
 }

@@ -247,8 +247,15 @@ pub(super) fn read(
     give: impl FnMut(Stored) -> Result<(), String>,
 ) -> Result<(), CheckpointError> {
     let key = key(&summary.file);
-    let scanned = Scan::new(storage.stream(&key, summary.bytes)?, summary).blocks(give);
+    // A folder says that there is none before it is read, a bucket when it is.
+    let gone = || CheckpointError::Corrupt { path: storage.name(&key), detail: "is not there".to_string() };
+    let stream = storage.stream(&key, summary.bytes).map_err(|error| match error {
+        CheckpointError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => gone(),
+        other => other,
+    })?;
+    let scanned = Scan::new(stream, summary).blocks(give);
     scanned.map_err(|problem| match problem {
+        Problem::Io(source) if source.kind() == io::ErrorKind::NotFound => gone(),
         Problem::Io(source) => CheckpointError::Io { doing: "read", path: storage.name(&key), source },
         Problem::Damage(detail) => CheckpointError::Corrupt { path: storage.name(&key), detail },
     })

@@ -60,7 +60,7 @@ pub(super) fn claim(
 }
 
 /// Makes sure that a manifest that is there is not made again: with storage that does so two copies could not be told apart.
-fn prove_fence(storage: &dyn Storage, manifest: &Manifest) -> Result<(), CheckpointError> {
+pub(super) fn prove_fence(storage: &dyn Storage, manifest: &Manifest) -> Result<(), CheckpointError> {
     let key = &manifest::key(manifest.sequence);
     match storage.create(key, &manifest.clone().text())? {
         Created::Taken(_) => Ok(()),

@@ -12,6 +12,7 @@ use crate::sources::Topic;
 mod faults;
 mod folder;
 mod merges;
+mod older;
 mod origins;
 mod refusals;
 mod savepoints;

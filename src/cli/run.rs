@@ -72,9 +72,13 @@ pub struct Live {
     /// `millstream backfill` does most of it while the job still runs. May be given again.
     #[arg(long, value_name = "GROUP", conflicts_with = "from")]
     backfill: Vec<String>,
-    /// Lets a start write outputs again that are in topics and tables already: those since the savepoint.
+    /// Lets a start write outputs again that are in topics and tables already: those since the savepoint, or the older checkpoint.
     #[arg(long)]
     allow_repeat: bool,
+    /// Lets a start whose newest checkpoint is damaged go on from the newest one that is whole, a savepoint as well. Without
+    /// `--allow-repeat` only if no output is known to have been committed since.
+    #[arg(long)]
+    allow_older: bool,
     /// Lets this start of a source go on without records that are gone: removed before they were read, or of a topic that was
     /// made anew since. May be given again. The next start is not allowed to.
     #[arg(long, value_name = "SOURCE")]
@@ -161,6 +165,7 @@ fn run(topology: Topology, folder: PathBuf, options: &Live) -> anyhow::Result<Ex
     let wanted = Wanted {
         from: from.clone(),
         allow_repeat: *allow_repeat,
+        allow_older: options.allow_older,
         allow_drop: common.allow_drop.clone(),
         backfill: backfill.clone(),
         allow_gap: sources(&topology, &options.allow_gap)?,

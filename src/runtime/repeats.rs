@@ -21,6 +21,8 @@ pub struct Wanted {
     pub from: Option<String>,
     /// Whether outputs may be written that are there already.
     pub allow_repeat: bool,
+    /// Whether an older checkpoint will do if the newest is damaged.
+    pub allow_older: bool,
     /// Nodes that may lose what the checkpoint has of them.
     pub allow_drop: Vec<String>,
     /// Feature groups that begin with what a [backfill](crate::backfill) has made.
@@ -59,7 +61,7 @@ impl Wanted {
             }
             Standing::Nowhere => Seen::outside(origin, plan)?,
         };
-        let repeats = seen.epoch > at || seen.another_life;
+        let repeats = seen.is_beyond(at);
         if repeats && !self.allow_repeat {
             return Err(Repeats::of(origin, seen, plan).into());
         }
@@ -79,9 +81,9 @@ impl Wanted {
 
 /// How far the outputs of a job are.
 #[derive(Debug, Clone, Copy, Default)]
-struct Seen {
+pub(super) struct Seen {
     /// The newest epoch of which something may have been written.
-    epoch: u64,
+    pub epoch: u64,
     /// Whether another life of the job, before or after a fresh start, has written.
     another_life: bool,
 }
@@ -91,8 +93,13 @@ impl Seen {
         Seen { epoch: self.epoch.max(other.epoch), another_life: self.another_life || other.another_life }
     }
 
+    /// Whether a start from epoch `at` would repeat something.
+    pub fn is_beyond(&self, at: u64) -> bool {
+        self.epoch > at || self.another_life
+    }
+
     /// What Kafka and the tables know of the job. Nobody is fenced: that is for a start which goes on.
-    fn outside(origin: &Origin, plan: &Plan) -> anyhow::Result<Seen> {
+    pub fn outside(origin: &Origin, plan: &Plan) -> anyhow::Result<Seen> {
         let mut seen = Seen::default();
         for sink in plan.sinks.iter().filter(|sink| sink.kind.settings().commits_after_decision()) {
             let SinkKind::Kafka(kafka) = &sink.kind else { continue };
@@ -124,21 +131,28 @@ pub struct Repeats {
     another_life: bool,
     /// What keeps what was written.
     kept: Vec<String>,
+    /// Whether the newest checkpoint, from which the job would go on otherwise, is damaged.
+    older: bool,
 }
 
 impl Repeats {
-    fn of(origin: &Origin, seen: Seen, plan: &Plan) -> Repeats {
+    pub(super) fn of(origin: &Origin, seen: Seen, plan: &Plan) -> Repeats {
         let sinks = plan.sinks.iter();
         let sinks = sinks.filter_map(|sink| Some(format!("{} ({})", sink.path(), sink.kind.settings().keeps()?)));
         let kept = sinks.chain(plan.offline.iter().map(|table| table.path())).collect();
         let (from, at) = (origin.told().to_string(), origin.epoch());
-        Repeats { from, at, seen: seen.epoch, another_life: seen.another_life, kept }
+        Repeats { from, at, seen: seen.epoch, another_life: seen.another_life, kept, older: false }
+    }
+
+    /// The same, of a start whose newest checkpoint is damaged.
+    pub(super) fn of_older(self) -> Repeats {
+        Repeats { older: true, ..self }
     }
 }
 
 impl fmt::Display for Repeats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Repeats { from, at, seen, another_life, kept } = self;
+        let Repeats { from, at, seen, another_life, kept, older } = self;
         match another_life {
             true => write!(f, "the job has begun anew since `{from}` (epoch {at}), and is at epoch {seen}. ")?,
             false => write!(f, "the job has gone on from `{from}` (epoch {at}) to epoch {seen}. ")?,
@@ -151,6 +165,9 @@ impl fmt::Display for Repeats {
                 kept.join(", ")
             )?,
         }
-        write!(f, "Allow that with `--allow-repeat`, or go on without `--from`")
+        match older {
+            true => write!(f, "Allow that with `--allow-repeat`, or restore what is damaged"),
+            false => write!(f, "Allow that with `--allow-repeat`, or go on without `--from`"),
+        }
     }
 }

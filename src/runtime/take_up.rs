@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::repeats::Wanted;
 use crate::backfill;
 use crate::change::{self, Change};
-use crate::checkpoint::{Block, Checkpoint, Definitions, Progress, Store};
+use crate::checkpoint::{Block, Checkpoint, CheckpointError, Definitions, Progress, Store};
 use crate::failpoint::{self, Point};
 use crate::plan::Plan;
 use crate::sources::Gap;
@@ -35,19 +35,26 @@ pub fn take_up(store: &mut Store, plan: &Plan, bounded: bool, wanted: &Wanted) -
             Some(origin) => wanted.epoch(origin, store, plan)?.map(|epoch| (origin, epoch)),
             None => None,
         };
+        let mut older = None;
         let loaded = match back {
-            Some((origin, epoch)) => {
-                let mut checkpoint = origin.checkpoint()?;
-                checkpoint.progress.epoch = epoch;
-                Some(checkpoint)
-            }
-            None => store.load()?,
+            Some((origin, epoch)) => Some(as_epoch(epoch, origin.checkpoint()?)),
+            None => match store.load() {
+                Err(damage @ CheckpointError::Corrupt { .. }) => {
+                    let (origin, epoch) = older.insert(wanted.older(damage, store, plan)?);
+                    Some(as_epoch(*epoch, origin.checkpoint()?))
+                }
+                loaded => loaded?,
+            },
         };
         failpoint::reached(Point::StateLoaded);
         let mut taken_up = compare(loaded, plan, bounded, wanted)?;
         taken_up.pass_gaps(plan, &wanted.allow_gap)?;
         // Not before it is clear that the plan may go on: a copy that runs would have ended for nothing.
-        if !store.take_over()? {
+        let is_newest = match &older {
+            Some((origin, epoch)) => store.take_over_from(origin, *epoch)?,
+            None => store.take_over()?,
+        };
+        if !is_newest {
             continue;
         }
         taken_up.gaps.iter().for_each(Gap::tell);
@@ -63,6 +70,10 @@ pub fn take_up(store: &mut Store, plan: &Plan, bounded: bool, wanted: &Wanted) -
         }
         return Ok(taken_up);
     }
+}
+
+fn as_epoch(epoch: u64, checkpoint: Checkpoint) -> Checkpoint {
+    Checkpoint { progress: Progress { epoch, ..checkpoint.progress }, ..checkpoint }
 }
 
 fn compare(loaded: Option<Checkpoint>, plan: &Plan, bounded: bool, wanted: &Wanted) -> anyhow::Result<TakenUp> {

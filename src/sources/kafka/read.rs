@@ -225,6 +225,11 @@ impl Inbox {
                 partition.ended = Instant::now();
                 if fetched.offset >= tracked.until {
                     self.through.push(at);
+                } else if tracked.until != i64::MAX {
+                    // There was more once: nobody should wait for it.
+                    tracked.position.store(tracked.until, Relaxed);
+                    self.broken = Some(Broken::Gone(tracked.clone()));
+                    return ControlFlow::Break(());
                 }
             }
             What::Error { code, text } => {

@@ -1,0 +1,87 @@
+//! A job whose newest checkpoint is damaged, and whose outputs are in topics and tables: it does not go back by itself, says from where it
+//! could, and what that repeats.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::service::Service;
+use super::*;
+
+const CARDS: i64 = 10;
+
+/// Writes events. A card's stand in one partition, so that their order is given.
+fn send(service: &Service, ids: std::ops::Range<i64>) {
+    let line = |id| format!("{{\"id\":{id},\"at\":{},\"card\":{},\"amount\":1}}", 1_700_000_000_000 + id, id % CARDS);
+    service.send("events", 2, ids.map(line));
+}
+
+/// How often each id is there; every vector must be that of its event: the number of its card's so far.
+fn ids(vectors: impl IntoIterator<Item = Value>) -> BTreeMap<i64, usize> {
+    let mut ids = BTreeMap::new();
+    for vector in vectors {
+        let id = vector["id"].as_i64().unwrap();
+        assert_eq!(vector["card.count_30d"], 1 + id / CARDS, "{vector}");
+        *ids.entry(id).or_default() += 1;
+    }
+    ids
+}
+
+#[test]
+fn a_job_goes_on_from_an_older_checkpoint_when_it_may_and_says_what_that_repeats() {
+    let service = Service::new(brokers(), "chaos").create([("events", 2), ("vectors", 2), ("rejects", 1)]);
+    let mut running = service.run(&["--http", "off"]);
+    for count in [100, 200, 300] {
+        send(&service, count - 100..count);
+        service.until("vectors", count as usize, &mut running);
+    }
+    drop(running);
+    let listed = service.checkpoint("list");
+    let number = |at: usize| listed[at]["number"].as_u64().unwrap();
+    let newest = service.folder().join(format!("state/manifest/{}.json", number(1)));
+    let text = std::fs::read(&newest).unwrap();
+    std::fs::write(&newest, &text[..text.len() / 2]).unwrap();
+
+    let refused = |options: &[&str], says: &[&str]| {
+        let said = service.run(&[&["--http", "off"], options].concat()).end();
+        assert_eq!(said.status.code(), Some(5), "{}", said.err);
+        let missing = says.iter().find(|text| !said.err.contains(*text));
+        assert_eq!(missing, None, "{}", said.err);
+    };
+    let older = format!("checkpoint {}", number(0));
+    let file = format!("manifest/{}.json", number(1));
+    refused(&[], &[&file, &format!("The newest one that is whole is {older} of epoch"), "`--allow-older`"]);
+    let topic = format!("sinks.vectors (topic `{}`)", service.topic("vectors"));
+    refused(&["--allow-older"], &[&format!("gone on from `{older}`"), &topic, "`--allow-repeat`, or restore"]);
+
+    // A supervisor may keep the flags: what is whole is gone on from.
+    let allowed = ["--http", "off", "--allow-older", "--allow-repeat"];
+    let mut running = service.run(&allowed);
+    send(&service, 300..400);
+    let all = |service: &Service| ids(service.consume("vectors").into_iter().map(|message| message["value"].clone()));
+    let deadline = Instant::now() + LONG;
+    while all(&service).len() < 400 {
+        assert!(running.runs() && Instant::now() < deadline, "{}", running.err());
+    }
+    assert!(running.err().contains("going on from an older one"), "{}", running.err());
+    drop(running);
+    send(&service, 400..410);
+    let mut running = service.run(&allowed);
+    let deadline = Instant::now() + LONG;
+    while all(&service).len() < 410 {
+        assert!(running.runs() && Instant::now() < deadline, "{}", running.err());
+    }
+    running.terminate();
+    let said = running.end();
+    assert!(said.status.success() && !said.err.contains("older one"), "{}", said.err);
+
+    // Nothing is lost. What is repeated is of the last third before the damage.
+    let found = all(&service);
+    assert_eq!(found.keys().copied().collect::<Vec<_>>(), (0..410).collect::<Vec<_>>());
+    let repeated: Vec<i64> = found.iter().filter(|(_, count)| **count > 1).map(|(id, _)| *id).collect();
+    assert!(repeated.iter().all(|id| (200..300).contains(id)) && !repeated.is_empty(), "{repeated:?}");
+    assert!(found.values().all(|count| *count <= 2), "{found:?}");
+    let lines = std::fs::read_to_string(service.folder().join("vectors.jsonl")).unwrap();
+    let lines = ids(lines.lines().map(|line| serde_json::from_str(line).unwrap()));
+    assert!(lines.len() == 410 && lines.values().all(|count| *count == 1), "a file is cut back: {lines:?}");
+}
