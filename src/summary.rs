@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::runtime::meter::Meters;
 use crate::slow::{ALL, OutcomeCounts, SlowReport};
 use crate::sources::Gap;
+use crate::supervisor::Restarts;
 
 /// What a run did.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -25,6 +26,9 @@ pub struct Summary {
     /// The process's exit code, if it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<u8>,
+    /// How often the job's supervisor has started it again, and why. What follows is of the last start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restarts: Option<Restarts>,
     /// The last epoch, durable in every sink.
     pub epoch: u64,
     /// Seconds from start to end.
@@ -172,6 +176,10 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}: {} after {:.1} s, epoch {}", self.job, self.ended, self.duration_seconds, self.epoch)?;
+        if let Some(end) = self.restarts.iter().filter_map(|restarts| restarts.newest.back()).next() {
+            let count = self.restarts.as_ref().map_or(0, |restarts| restarts.count);
+            writeln!(f, "  started again  {count} times, last after {}", end.why)?;
+        }
         for gap in &self.gaps {
             writeln!(f, "  missed         {}: {gap}", gap.source)?;
         }

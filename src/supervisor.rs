@@ -9,6 +9,7 @@
 //! started again. They are not if the exit code says that nothing would be different the next time. A process whose
 //! supervisor is gone ends at once, so that a new supervisor finds none of them at work.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
@@ -33,6 +34,8 @@ const GOOD_RUN: Duration = Duration::from_secs(60);
 /// How long the others may take to end after one has failed. After one that has done its part they take what they need: the
 /// first process has the last checkpoint to write and tables to commit when the others are done, and looks at the clock itself.
 const GRACE: Duration = Duration::from_secs(5);
+/// Ends of starts that are remembered: a job that fails at each start does so for years.
+const ENDS_MAX: usize = 10;
 /// How often processes and signals are looked at.
 const LOOK: Duration = Duration::from_millis(20);
 /// What a process is told that is to drain.
@@ -49,8 +52,38 @@ pub struct Place {
     pub addresses: Vec<String>,
     /// What all of them know.
     pub secret: String,
-    /// How often the job has been started again.
-    pub restarts: u64,
+    /// The starts of the job before this one.
+    pub restarts: Restarts,
+}
+
+/// How often a job was started again, and why.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Restarts {
+    /// How often.
+    pub count: u64,
+    /// How the starts before ended: the newest, in their order.
+    pub newest: VecDeque<End>,
+}
+
+impl Restarts {
+    fn add(&mut self, end: End) {
+        self.count += 1;
+        self.newest.push_back(end);
+        if self.newest.len() > ENDS_MAX {
+            self.newest.pop_front();
+        }
+    }
+}
+
+/// How a start of a job ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct End {
+    /// The exit code, as a shell tells it.
+    pub code: i32,
+    /// Which process ended how.
+    pub why: String,
+    /// How long the job had run.
+    pub seconds: f64,
 }
 
 impl Place {
@@ -84,33 +117,41 @@ pub fn obey(drain: impl Fn() + Send + 'static) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs `processes` processes of this program with its own arguments until they are done, or will never be; gives the exit
-/// code. `signals` counts the requests to stop.
+/// Runs `processes` processes of this program with its own arguments until they are done, or will never be; gives how the last start
+/// ended. `signals` counts the requests to stop, `starting` is called before each start, and `restarts` is kept.
 ///
 /// # Errors
 /// If a process can't be started.
-pub fn supervise(processes: usize, signals: &dyn Fn() -> u8) -> anyhow::Result<i32> {
+pub fn supervise(
+    processes: usize,
+    signals: &dyn Fn() -> u8,
+    starting: &mut dyn FnMut(),
+    restarts: &mut Restarts,
+) -> anyhow::Result<End> {
     let mut pause = PAUSE_MIN;
-    for restarts in 0.. {
+    loop {
         let started = Instant::now();
-        let code = Family::start(processes, restarts)?.watch(signals, GRACE);
+        starting();
+        let (code, why) = Family::start(processes, restarts)?.watch(signals, GRACE);
+        let end = End { code, why, seconds: started.elapsed().as_secs_f64() };
         if FINAL.contains(&code) || signals() > 0 {
-            return Ok(code);
+            return Ok(end);
         }
         if started.elapsed() > GOOD_RUN {
             pause = PAUSE_MIN;
         }
-        tracing::warn!(code, seconds = pause.as_secs(), "the job has ended before its time and is started again");
+        let why = end.why.as_str();
+        tracing::warn!(code, why, seconds = pause.as_secs(), "the job has ended before its time and is started again");
         let paused = Instant::now();
         while paused.elapsed() < pause {
             if signals() > 0 {
-                return Ok(code);
+                return Ok(end);
             }
             std::thread::sleep(LOOK);
         }
+        restarts.add(end);
         pause = (pause * 2).min(PAUSE_MAX);
     }
-    Ok(0)
 }
 
 /// The processes of one start.
@@ -127,26 +168,28 @@ struct Process {
 }
 
 impl Family {
-    fn start(processes: usize, restarts: u64) -> anyhow::Result<Family> {
+    fn start(processes: usize, restarts: &Restarts) -> anyhow::Result<Family> {
         let addresses = free_addresses(processes).context("find ports for the processes")?;
         let secret: String = handshake::fresh::<16>()?.iter().map(|byte| format!("{byte:02x}")).collect();
         let mut family = Family { members: Vec::new() };
         for process in 0..processes {
-            let place = Place { process, addresses: addresses.clone(), secret: secret.clone(), restarts };
+            let (addresses, secret) = (addresses.clone(), secret.clone());
+            let place = Place { process, addresses, secret, restarts: restarts.clone() };
             let (orders, theirs) = UnixStream::pair().context("make a way to tell a process what to do")?;
             let mut command = Command::new(std::env::current_exe().context("find this program")?);
             command.args(std::env::args_os().skip(1)).env(VARIABLE, serde_json::to_string(&place)?);
             // In a group of its own a process does not hear Ctrl-C twice: from the terminal and from here.
             command.stdin(Stdio::from(OwnedFd::from(theirs))).process_group(0);
             let child = command.spawn().with_context(|| format!("start process {process}"))?;
-            tracing::info!(process, pid = child.id(), restarts, "started");
+            tracing::info!(process, pid = child.id(), restarts = restarts.count, "started");
             family.members.push(Process { child, orders, status: None, killed: false });
         }
         Ok(family)
     }
 
-    /// Waits for all of them, tells them to drain, ends those that are left over some time after one has failed.
-    fn watch(mut self, signals: &dyn Fn() -> u8, grace: Duration) -> i32 {
+    /// Waits for all of them, tells them to drain, ends those that are left over some time after one has failed. Gives the job's
+    /// exit code, and whose it is.
+    fn watch(mut self, signals: &dyn Fn() -> u8, grace: Duration) -> (i32, String) {
         let (mut told, mut failed) = (0, None);
         loop {
             for (number, process) in self.members.iter_mut().enumerate().filter(|(_, process)| process.status.is_none())
@@ -163,7 +206,7 @@ impl Family {
                 }
             }
             if self.members.iter().all(|process| process.status.is_some()) {
-                return self.code();
+                return self.end();
             }
             while told < signals() {
                 told += 1;
@@ -187,13 +230,15 @@ impl Family {
 
     /// What the processes' exit codes say about the job: what the coordinator says if it is done, else what one says that has
     /// not only lost another one.
-    fn code(&self) -> i32 {
+    fn end(&self) -> (i32, String) {
         let speaks = |process: &Process, status: &ExitStatus| !process.killed || status.code().is_some();
-        let said = self.members.iter().map(|process| process.status.filter(|status| speaks(process, status)).map(code));
-        let said: Vec<Option<i32>> = said.collect();
-        match said.first() {
-            Some(Some(0)) => 0,
-            _ => said.into_iter().flatten().find(|code| ![0, cluster::LOST].contains(code)).unwrap_or(cluster::LOST),
+        let said = self.members.iter().map(|process| process.status.filter(|status| speaks(process, status)));
+        let said: Vec<(usize, ExitStatus)> = said.enumerate().filter_map(|(at, said)| Some((at, said?))).collect();
+        let is_done = said.first().filter(|(process, status)| *process == 0 && status.success());
+        let has_failed = |said: &&(usize, ExitStatus)| ![0, cluster::LOST].contains(&code(said.1));
+        match is_done.or_else(|| said.iter().find(has_failed)) {
+            Some((process, status)) => (code(*status), format!("process {process}: {status}")),
+            None => (cluster::LOST, "the processes have lost each other".to_string()),
         }
     }
 }
@@ -237,19 +282,24 @@ mod tests {
     #[test]
     fn who_is_done_hurries_nobody() {
         // The first process still has something to write.
-        assert_eq!(family(&["sleep 1; exit 0", "exit 0", "exit 0"]).watch(&|| 0, SHORT), 0);
-        assert_eq!(family(&["sleep 1; exit 7", "exit 0"]).watch(&|| 0, SHORT), 7);
+        assert_eq!(family(&["sleep 1; exit 0", "exit 0", "exit 0"]).watch(&|| 0, SHORT).0, 0);
+        let end = (7, "process 0: exit status: 7".to_string());
+        assert_eq!(family(&["sleep 1; exit 7", "exit 0"]).watch(&|| 0, SHORT), end);
     }
 
     #[test]
     fn who_is_left_over_when_one_has_failed_is_ended_and_its_code_does_not_count() {
-        assert_eq!(family(&["exec sleep 600", "exit 0", "exit 2"]).watch(&|| 0, SHORT), 2);
-        assert_eq!(family(&["exec sleep 600", "exit 8"]).watch(&|| 0, SHORT), cluster::LOST);
+        let end = (2, "process 2: exit status: 2".to_string());
+        assert_eq!(family(&["exec sleep 600", "exit 0", "exit 2"]).watch(&|| 0, SHORT), end);
+        let end = (cluster::LOST, "the processes have lost each other".to_string());
+        assert_eq!(family(&["exec sleep 600", "exit 8"]).watch(&|| 0, SHORT), end);
+        let (code, why) = family(&["exit 8", "kill -KILL $$"]).watch(&|| 0, SHORT);
+        assert!(code == 137 && why.starts_with("process 1: signal: 9"), "{why}");
     }
 
     #[test]
     fn all_are_told_to_drain() {
         let drains = "test \"$(head -c 1)\" = d";
-        assert_eq!(family(&[drains, drains]).watch(&|| 1, SHORT), 0);
+        assert_eq!(family(&[drains, drains]).watch(&|| 1, SHORT).0, 0);
     }
 }

@@ -130,3 +130,62 @@ fn a_panic_on_any_thread_ends_the_process_and_is_named() {
         assert!(said.out.is_empty(), "half a run has a result: {}", said.out);
     }
 }
+
+/// A job of files with a supervisor, of which the first process waits before it starts.
+fn supervised(folder: &Path, failpoint: &str) -> Running {
+    let text = "version: 1\nname: score\nsources:\n  events:\n    from: { file: { paths: [input.jsonl], sorted: true } }\n    \
+                schema: { id: string }\nsinks:\n  out: { from: events, to: { file: { path: out.jsonl } } }\n";
+    std::fs::write(folder.join("topology.yaml"), text).expect("a file");
+    let mut command = millstream();
+    command.arg("run").arg(folder.join("topology.yaml")).args(["--processes", "1", "--http", "off", "--json"]);
+    command.arg("--summary").arg(folder.join("summary.json")).env("MILLSTREAM_FAILPOINTS", failpoint);
+    Running::start(&mut command)
+}
+
+/// Kills the process that a supervisor has started last.
+fn kill_process(running: &mut Running) {
+    until(running, "failpoint: waiting");
+    let log = running.err();
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let started = lines.filter(|line| line["message"] == "started").last().expect("it has started one");
+    let status = Command::new("kill").args(["-s", "KILL", &started["pid"].to_string()]).status();
+    assert!(status.expect("kill starts").success(), "{log}");
+    until(running, "is started again");
+}
+
+#[test]
+fn a_job_with_a_supervisor_leaves_a_summary_however_its_processes_end() {
+    let folder = topology("25s");
+    let folder = folder.path();
+    let waits = format!("state-loaded={FOR_EVER}");
+    std::fs::write(folder.join("summary.json"), "of the run before").expect("a file");
+    let mut running = supervised(folder, &waits);
+    kill_process(&mut running);
+    // Nobody else is there to write it.
+    running.terminate();
+    let said = running.end();
+    let summary = file(folder);
+    assert_eq!((said.status.code(), &summary["ended"]), (Some(137), &"failed".into()), "{}", said.err);
+    assert_eq!((&summary["job"], &summary["exit_code"]), (&"score".into(), &137.into()));
+    let why = "process 0: signal: 9 (SIGKILL)";
+    assert_eq!(summary["error"], format!("{why}; it has left no summary"));
+    assert_eq!(summary["restarts"], serde_json::json!({ "count": 0, "newest": [] }));
+
+    let mut running = supervised(folder, &waits);
+    kill_process(&mut running);
+    while running.err().matches("failpoint: waiting").count() < 2 {
+        assert!(running.runs(), "{}", running.err());
+    }
+    running.terminate();
+    let said = running.end();
+    let summary = file(folder);
+    assert_eq!((said.status.code(), &summary["exit_code"]), (Some(143), &143.into()), "{}", said.err);
+    assert_eq!(summary["error"], "stopped before the job had started");
+    let ended = &summary["restarts"]["newest"][0];
+    assert_eq!((&summary["restarts"]["count"], &ended["code"], &ended["why"]), (&1.into(), &137.into(), &why.into()));
+
+    let said = supervised(folder, "").end();
+    assert!(said.status.success(), "{}", said.err);
+    let summary = file(folder);
+    assert_eq!((&summary["ended"], &summary["restarts"]["count"]), (&"end_of_input".into(), &0.into()));
+}

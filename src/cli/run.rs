@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
@@ -11,11 +12,13 @@ use crate::replay::Pace;
 use crate::runtime::job::Mode;
 use crate::runtime::repeats::Wanted;
 use crate::sources::SourceError;
-use crate::supervisor;
+use crate::summary::Summary;
+use crate::supervisor::{self, Restarts};
 use crate::topology::Topology;
 use drive::Drive;
 use place::Placed;
 use signals::Signals;
+use summary_file::SummaryFile;
 
 mod drive;
 mod place;
@@ -184,7 +187,7 @@ fn run(topology: Topology, folder: PathBuf, options: &Live) -> anyhow::Result<Ex
             if !(backfill.is_empty() || common.fresh) {
                 backfill::fill(&topology, &folder, backfill)?;
             }
-            supervise(processes)
+            supervise(&topology.name, processes, common.summary.as_deref())
         }
         Placed::Process(place) => Drive { topology, folder, mode, options: common, wanted, place, output: None }.run(),
     }
@@ -202,10 +205,28 @@ fn sources(topology: &Topology, named: &[String]) -> Result<Vec<String>, WrongOp
     named.iter().map(name).collect()
 }
 
-fn supervise(processes: usize) -> anyhow::Result<ExitCode> {
+/// Runs a job as several processes. Its summary is there in the end, whatever has become of the process that writes it.
+fn supervise(job: &str, processes: usize, summary: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let began = Instant::now();
     let signals = Signals::listen()?;
-    let code = supervisor::supervise(processes, &|| signals.received())?;
-    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+    let file = summary.map(SummaryFile::at).transpose()?;
+    let stamp = || file.as_ref().and_then(SummaryFile::stamp);
+    let (mut before, mut restarts) = (None, Restarts::default());
+    let ended = supervisor::supervise(processes, &|| signals.received(), &mut || before = stamp(), &mut restarts);
+    let code = ended.as_ref().map_or(1, |end| u8::try_from(end.code).unwrap_or(1));
+    if let Some(file) = file.as_ref().filter(|file| file.stamp().is_some() && file.stamp() == before) {
+        let why = ended.as_ref().map_or_else(|error| format!("{error:#}"), |end| end.why.clone());
+        file.write(&Summary {
+            job: job.to_string(),
+            ended: "failed".into(),
+            error: Some(format!("{why}; it has left no summary")),
+            exit_code: Some(code),
+            duration_seconds: began.elapsed().as_secs_f64(),
+            restarts: Some(restarts),
+            ..Summary::default()
+        })?;
+    }
+    ended.map(|_| ExitCode::from(code))
 }
 
 fn replay(topology: Topology, folder: PathBuf, options: &Replay) -> anyhow::Result<ExitCode> {

@@ -65,11 +65,11 @@ impl Drive<'_> {
         let file = self.options.summary.as_ref().filter(|_| shape.is_coordinator());
         let file = file.map(|path| SummaryFile::at(path)).transpose()?;
         let signals = Signals::listen()?;
-        let restarts = self.place.as_ref().and_then(|place| place.restarts);
+        let restarts = self.place.as_ref().and_then(|place| place.restarts.clone());
         if restarts.is_some() {
             signals.obey()?;
         }
-        RESTARTS.of([]).set(restarts.unwrap_or(0) as f64);
+        RESTARTS.of([]).set(restarts.as_ref().map_or(0, |restarts| restarts.count) as f64);
         let display = Display::new(&plan, self.mode != Mode::Live && shape.is_coordinator());
         let mut watch = Watch { plan: plan.clone(), signals, health, reporter, display, board: None, deadline: None };
         let options = self.options;
@@ -81,6 +81,7 @@ impl Drive<'_> {
         match watch.through(self.start(plan.clone(), shape), begun) {
             Ok(_) if !shape.is_coordinator() => Ok(ExitCode::SUCCESS),
             Ok(summary) => {
+                let summary = Summary { restarts, ..summary };
                 watch.display.close();
                 file.map_or(Ok(()), |file| file.write(&summary))?;
                 match options.json {
@@ -95,6 +96,7 @@ impl Drive<'_> {
                     error: Some(cli::with_causes(&error)),
                     exit_code: Some(cli::exit_code(&error)),
                     duration_seconds: began.elapsed().as_secs_f64(),
+                    restarts,
                     ..watch.sum_up()
                 };
                 // What made the job fail is more than that nobody can read it there.
@@ -137,9 +139,9 @@ impl Drive<'_> {
     fn start(self, plan: Arc<Plan>, shape: Shape) -> impl FnOnce() -> anyhow::Result<Job> + Send + 'static {
         let Drive { mut topology, mode, mut wanted, place, .. } = self;
         topology.engine.workers = shape.workers;
-        let restarts = place.as_ref().and_then(|place| place.restarts);
+        let restarts = place.as_ref().and_then(|place| place.restarts.as_ref());
         // What a start forgets it forgets once.
-        let is_first = restarts.unwrap_or(0) == 0;
+        let is_first = restarts.is_none_or(|restarts| restarts.count == 0);
         let forget = self.options.fresh && shape.is_coordinator() && is_first;
         // Nor does it lose more than it was once allowed to.
         wanted.allow_gap.retain(|_| is_first);

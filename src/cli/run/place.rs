@@ -8,7 +8,7 @@ use anyhow::Context as _;
 
 use super::{Live, WrongOptions};
 use crate::plan::Plan;
-use crate::supervisor;
+use crate::supervisor::{self, Restarts};
 use crate::topology::Topology;
 
 /// What a process of a job is told about its place.
@@ -21,8 +21,8 @@ pub(super) struct InCluster {
     pub secret: String,
     /// How long to wait for the others.
     pub start_timeout: Duration,
-    /// How often its supervisor has started the job again; `None` without one.
-    pub restarts: Option<u64>,
+    /// How often its supervisor has started the job again, and why; `None` without one.
+    pub restarts: Option<Restarts>,
 }
 
 /// What this process is for.

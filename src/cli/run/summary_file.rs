@@ -1,7 +1,9 @@
-//! The file that `--summary` names: what it had stays until the run has ended, then it is replaced in one step.
+//! The file that `--summary` names: what it had stays until the run has ended, then it is replaced in one step. Of a job with a
+//! supervisor the first process writes it, or the supervisor if that had no time to.
 
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -14,6 +16,10 @@ pub(super) struct SummaryFile {
     /// The file that takes its place; none beside a pipe or a terminal, which is written as it is.
     draft: Option<PathBuf>,
 }
+
+/// A file at some time: its number and when it was written, if it was there.
+#[derive(Debug, PartialEq)]
+pub(super) struct Stamp(Option<(u64, i64, i64)>);
 
 impl SummaryFile {
     /// The file at `path`. Makes sure that it can be written, for hours of work should not end with one that can't, and leaves
@@ -35,6 +41,13 @@ impl SummaryFile {
         let draft = path.with_file_name(name);
         std::fs::write(&draft, "").and_then(|()| std::fs::remove_file(&draft)).with_context(cannot)?;
         Ok(SummaryFile { path, draft: Some(draft) })
+    }
+
+    /// What tells the file that is there from one that takes its place. `None` beside a pipe or a terminal, of which nobody can tell.
+    pub fn stamp(&self) -> Option<Stamp> {
+        self.draft.as_ref()?;
+        let found = self.path.metadata().map(|found| (found.ino(), found.mtime(), found.mtime_nsec()));
+        Some(Stamp(found.ok()))
     }
 
     /// Writes the summary.
@@ -66,7 +79,10 @@ mod tests {
         let file = SummaryFile::at(&link).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "of the run before");
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2);
+        let before = file.stamp();
+        assert!(before.is_some() && before == file.stamp());
         file.write(&Summary { job: "score".into(), ..Summary::default() }).unwrap();
+        assert_ne!(file.stamp(), before);
         assert!(std::fs::read_to_string(&path).unwrap().contains("\"job\": \"score\""));
         assert!(link.is_symlink() && std::fs::read_dir(&folder).unwrap().count() == 2);
 
