@@ -150,12 +150,4 @@ pub enum OfflineError {
         /// What was found and what to do.
         detail: String,
     },
-    /// The writing thread did not finish in time.
-    #[error("the offline store did not finish within {seconds} s; rows behind epoch {durable:?} are not committed")]
-    Deadline {
-        /// The time it had.
-        seconds: u64,
-        /// The newest epoch committed.
-        durable: Option<u64>,
-    },
 }

@@ -114,6 +114,16 @@ fn a_stop_has_one_deadline_for_all_that_it_has_to_finish() {
 }
 
 #[test]
+fn a_run_at_the_end_of_its_input_takes_the_time_it_takes() {
+    // A stop would have a millisecond, in which no table is committed; but nobody has stopped it.
+    let engine = "version: 1\nengine: { shutdown_timeout: 1ms }\noffline: { kept: { from: fraud, table: { delta: { path: kept } } } }\n";
+    let (folder, _) = score(&[("version: 1\n", engine)]);
+    let printed = summary(replay(folder.path()).args(["--http", "off"]));
+    assert_eq!((&printed["ended"], total(&printed["predictions"])), (&"end_of_input".into(), 8));
+    assert!(folder.path().join("out/offline/kept/_delta_log").exists(), "the table was committed");
+}
+
+#[test]
 fn a_panic_on_any_thread_ends_the_process_and_is_named() {
     for (failpoint, thread, place) in [
         ("state-loaded", "start", "src/runtime/take_up.rs:"),

@@ -1,7 +1,6 @@
 //! The offline store as its users read it: a table written by the engine, read by DuckDB and by deltalake for Python.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use arrow::array::{ArrayRef, Float32Array, Float64Array, ListArray, RecordBatch, StringArray};
 use arrow::datatypes::Float64Type;
@@ -70,7 +69,7 @@ fn duckdb_and_deltalake_for_python_read_the_table() {
         }
     }
     drop(feeders);
-    offline.finish(Duration::from_secs(60)).expect("finishes");
+    offline.finish().expect("finishes");
 
     let said = said(python("read_offline.py").arg(folder.path().join("delay")).arg("200"));
     assert!(said.starts_with("200 rows, 2013-01-01"), "{said}");

@@ -113,7 +113,7 @@ fn an_epoch_is_committed_when_every_worker_has_closed_it() {
     feeders[1].close(2);
     drop(feeders);
     offline.check().expect("at work");
-    offline.finish(WAIT).expect("finishes");
+    offline.finish().expect("finishes");
 
     let table = table(folder.path());
     assert_eq!(offsets(&table), vec![0, 1, 2, 3, 4], "epoch 2 is open by worker 0 and not there");
@@ -169,7 +169,7 @@ fn files_of_many_dates_are_closed_before_the_commit() {
     assert!((50..500).contains(&closed.count()), "of 500 dates");
     assert_eq!(offline.durable_epoch(), None, "nothing is committed yet");
     drop(feeders);
-    offline.finish(WAIT).expect("finishes");
+    offline.finish().expect("finishes");
     assert_eq!(offsets(&table(folder.path())), (0..500).collect::<Vec<_>>());
 }
 
@@ -194,7 +194,7 @@ fn rows_are_committed_while_running_and_epochs_without_rows_are_durable() {
     assert_eq!(offsets(&table(folder.path())), vec![0, 1]);
     assert_eq!(offline.backlog_bytes(), 0);
     drop(feeders);
-    offline.finish(WAIT).expect("finishes");
+    offline.finish().expect("finishes");
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn only_decided_epochs_are_committed() {
     // The workers have ended, and the store waits for what is still to be decided.
     decided.decide(2);
     store.check().expect("it works");
-    store.finish(WAIT).expect("it ends well");
+    store.finish().expect("it ends well");
     assert_eq!(offsets(&table(folder.path())), [1, 2]);
 }
 
@@ -224,7 +224,7 @@ fn decided_rows_of_an_earlier_run_are_committed_once() {
         let open = OpenOffline { pending, ..open(folder.path(), Begin::After(5), 1) };
         let (store, feeders) = start(open).expect("opens");
         drop(feeders);
-        store.finish(WAIT).expect("it ends well");
+        store.finish().expect("it ends well");
         assert_eq!(offsets(&table(folder.path())), [4, 5], "start {start_number}");
     }
 }
@@ -250,7 +250,7 @@ fn rows_that_wait_have_the_columns_and_the_model_of_their_run() {
     feeders[0].feed(0, 5, Batch::new(later.expect("columns"), vec![row]));
     feeders[0].close(5);
     drop(feeders);
-    store.finish(WAIT).expect("it ends well");
+    store.finish().expect("it ends well");
     let mut found = Vec::new();
     for batch in rows_of(&table(folder.path())) {
         let text = |name: &str| arrow::compute::cast(&batch[name], &DataType::Utf8).expect("text");
@@ -293,7 +293,7 @@ fn run(folder: &Path, begin: Begin, epoch: u64, range: std::ops::Range<i64>) -> 
     feeders[0].feed(0, epoch, rows(range));
     feeders[0].close(epoch);
     drop(feeders);
-    offline.finish(WAIT).expect("finishes");
+    offline.finish().expect("finishes");
     offsets(&table(folder))
 }
 
@@ -337,7 +337,7 @@ fn a_commit_across_the_checkpoint_cannot_be_cut() {
     }
     feeders[0].close(3);
     drop(feeders);
-    offline.finish(WAIT).expect("finishes");
+    offline.finish().expect("finishes");
     let error = start(open(folder.path(), Begin::After(2), 1)).err().expect("must be refused").to_string();
     assert!(error.contains("version 1 of the table holds epochs 1 to 3 in one"), "{error}");
 }
@@ -366,7 +366,7 @@ fn columns_are_added_and_a_changed_type_is_an_error() {
         );
         feeders[0].close(epoch + 1);
         drop(feeders);
-        offline.finish(WAIT)
+        offline.finish()
     };
     run(Begin::After(0), &|_| ()).expect("makes the table");
     run(Begin::After(1), &|fields| fields.push(Field::new("label", DataType::Int64, true))).expect("adds a column");
@@ -404,7 +404,7 @@ fn only_old_files_that_no_commit_names_are_swept() {
         feeders[0].feed(0, 1, rows(0..1));
         feeders[0].close(1);
         drop(feeders);
-        offline.finish(WAIT).expect("finishes");
+        offline.finish().expect("finishes");
     };
     run(Begin::Anew);
     // Two versions: the file of the first is removed in the second, and must stay for readers of the first.
@@ -428,7 +428,7 @@ fn only_old_files_that_no_commit_names_are_swept() {
     }
     let (offline, feeders) = start(open(folder.path(), Begin::After(1), 1)).expect("starts");
     drop(feeders);
-    offline.finish(WAIT).expect("finishes");
+    offline.finish().expect("finishes");
     let mut left: Vec<String> = std::fs::read_dir(&date)
         .expect("a folder")
         .flatten()

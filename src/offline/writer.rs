@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -145,23 +145,15 @@ impl Offline {
         self.result.try_recv().unwrap_or(Ok(()))
     }
 
-    /// Commits everything of the decided epochs that all workers have closed, and stops. The feeders must be dropped first.
+    /// Commits everything of the decided epochs that all workers have closed, and stops. The feeders must be dropped first. It
+    /// takes the time it takes: whoever stops a job says how long that may be.
     ///
     /// # Errors
-    /// If a table can't be committed, or the deadline passes.
-    pub fn finish(mut self, deadline: Duration) -> Result<(), OfflineError> {
+    /// If a table can't be committed.
+    pub fn finish(mut self) -> Result<(), OfflineError> {
         self.open = None;
-        let result = match self.result.recv_timeout(deadline) {
-            Ok(result) => result,
-            // It has failed, and that has been [told](Offline::failure).
-            Err(RecvTimeoutError::Disconnected) => Ok(()),
-            Err(RecvTimeoutError::Timeout) => {
-                return Err(OfflineError::Deadline {
-                    seconds: deadline.as_secs(),
-                    durable: self.shared.durable_epoch(),
-                });
-            }
-        };
+        // One that has failed before has [said](Offline::failure) why.
+        let result = self.result.recv().unwrap_or(Ok(()));
         if let Some(thread) = self.thread.take() {
             // The result has come, so the thread is at its end; a panic has ended the process already.
             let _joined = thread.join();

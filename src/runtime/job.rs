@@ -335,7 +335,7 @@ impl Job {
                 if let Some(members) = members {
                     members.finish();
                 }
-                lanes.finish(checkpoints, self.plan.engine.shutdown_timeout.duration())
+                lanes.finish(checkpoints)
             }
             Role::Member(link) => {
                 link.finish();

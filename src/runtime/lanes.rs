@@ -10,7 +10,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use millstream_operators::operator::{Operator, Outputs};
@@ -227,7 +226,7 @@ impl Lanes {
     ///
     /// # Errors
     /// If a lane failed.
-    pub fn finish(self, checkpoints: Checkpoints, deadline: Duration) -> anyhow::Result<LanesEnd> {
+    pub fn finish(self, checkpoints: Checkpoints) -> anyhow::Result<LanesEnd> {
         drop(self.feeders);
         let slow = self.slow.map(SlowLane::finish).transpose();
         if let Some(signals) = self.signals {
@@ -237,7 +236,7 @@ impl Lanes {
         // Tables commit what is decided.
         let closing = checkpoints.finish();
         if let Some(offline) = self.offline {
-            offline.finish(deadline)?;
+            offline.finish()?;
         }
         if let Some(closing) = closing {
             closing.close();
