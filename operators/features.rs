@@ -37,7 +37,7 @@ mod windows;
 
 pub use aggregates::{AggregateFunction, Op};
 pub use carry::Shape;
-pub use group::FeatureGroup;
+pub use group::{FeatureGroup, VALID_UNTIL};
 pub use port::Reader;
 
 /// A feature group: what is remembered for each key, and the features that follow from it.

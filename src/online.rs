@@ -21,11 +21,12 @@ use std::sync::{Mutex, RwLock};
 use std::time::Instant;
 
 use arrow::array::{Array, AsArray};
-use arrow::datatypes::{DataType, Schema, SchemaRef};
+use arrow::datatypes::{DataType, FieldRef, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use hashbrown::HashTable;
 use millstream_operators::Batch;
 use millstream_operators::batch::EventTime;
+use millstream_operators::features::VALID_UNTIL;
 use millstream_operators::key::{KEY_GROUPS, hash, key_group};
 use millstream_operators::units::Millis;
 
@@ -57,7 +58,7 @@ const VERSION_OVERHEAD_BYTES: usize = 40;
 pub struct OnlineGroup {
     /// The group's name in the topology.
     pub name: String,
-    /// The columns of the batches it publishes: `key` (text) and the features.
+    /// The columns of the batches it publishes: `key` (text), the features and, as the last, [`VALID_UNTIL`] if it says that.
     pub schema: SchemaRef,
     /// A key without an event for this long is not served any more, and forgotten. `None` keeps it for ever.
     pub ttl: Option<Millis>,
@@ -116,6 +117,8 @@ struct Group {
     /// The columns of a published batch.
     published: SchemaRef,
     key_column: usize,
+    /// Whether the last column says until when a row is so.
+    has_valid_until: bool,
     /// One a key group.
     shards: Vec<RwLock<HashTable<Entry>>>,
     /// For each shard the keys that were swept and no checkpoint knows of yet.
@@ -223,14 +226,10 @@ impl Group {
         if declared.schema.field(key_column).data_type() != &DataType::Utf8 {
             return Err(arrow(ArrowError::SchemaError(format!("the column `{KEY}` must be text"))));
         }
-        let features: Vec<_> = declared
-            .schema
-            .fields()
-            .iter()
-            .enumerate()
-            .filter(|(i, _)| *i != key_column)
-            .map(|(_, f)| f.clone())
-            .collect();
+        let mut features = declared.schema.fields().to_vec();
+        let is_time = |last: &FieldRef| last.name() == VALID_UNTIL && last.data_type() == &DataType::Int64;
+        let has_valid_until = features.pop_if(|last| is_time(last)).is_some();
+        features.remove(key_column);
         let features = Schema::new(features);
         let name = declared.name.as_str();
         Ok(Group {
@@ -239,6 +238,7 @@ impl Group {
             layout: Layout::new(&features).map_err(arrow)?,
             published: declared.schema.clone(),
             key_column,
+            has_valid_until,
             shards: (0..KEY_GROUPS).map(|_| RwLock::new(HashTable::new())).collect(),
             expired: (0..KEY_GROUPS).map(|_| Mutex::default()).collect(),
             newest: AtomicI64::new(i64::MIN),
@@ -269,9 +269,10 @@ impl Group {
             });
         }
         let mut columns = batch.records.columns().to_vec();
+        let valid_until = columns.pop_if(|_| self.has_valid_until);
         let keys = columns.remove(self.key_column);
         let keys = keys.as_string::<i32>();
-        let columns = self.layout.columns(&columns);
+        let columns = self.layout.columns(&columns, valid_until.as_ref());
         let columns = columns.map_err(|source| PublishError::Arrow { group: self.name.clone(), source })?;
         let mut bytes = Vec::new();
         let (mut taken, mut too_old, mut new_keys, mut newest) = (0, 0, 0, i64::MIN);
@@ -375,9 +376,7 @@ impl Entry {
 
 /// True when names and types are the same; whether a column may be null does not matter.
 fn same_columns(one: &SchemaRef, other: &SchemaRef) -> bool {
-    let same = |(a, b): (&arrow::datatypes::FieldRef, &arrow::datatypes::FieldRef)| {
-        a.name() == b.name() && a.data_type() == b.data_type()
-    };
+    let same = |(a, b): (&FieldRef, &FieldRef)| a.name() == b.name() && a.data_type() == b.data_type();
     std::sync::Arc::ptr_eq(one, other)
         || (one.fields().len() == other.fields().len() && one.fields().iter().zip(other.fields()).all(same))
 }

@@ -165,6 +165,13 @@ impl History {
         (time.saturating_sub(found) <= age_max).then_some(value)
     }
 
+    /// When what a read at `time` finds will be another: the first time at which it is too old. `None` if it finds nothing.
+    pub fn changes_at(&self, time: EventTime, age_max: i64) -> Option<EventTime> {
+        let until = self.values.partition_point(|(other, _)| *other <= time);
+        let (found, _) = self.values.get(until.checked_sub(1)?)?;
+        (time.saturating_sub(*found) <= age_max).then(|| found.saturating_add(age_max).saturating_add(1))
+    }
+
     /// Approximate bytes of memory.
     pub fn size_bytes(&self) -> usize {
         let texts = self.values.iter().map(|(_, value)| if let Scalar::Text(text) = value { text.len() } else { 0 });
@@ -215,6 +222,8 @@ mod tests {
         assert_eq!(at(30), Some(Scalar::Bits(4)), "of two at one time the later one that came");
         assert_eq!(at(45), Some(Scalar::Bits(4)));
         assert_eq!(at(46), None, "too old");
+        let changes = |time| history.changes_at(time, 15);
+        assert_eq!((changes(9), changes(30), changes(45), changes(46)), (None, Some(46), Some(46), None));
     }
 
     #[test]

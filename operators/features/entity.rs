@@ -108,6 +108,19 @@ impl Entity {
         &self.summaries
     }
 
+    /// When, if nothing happens to the key, what was [read](Entity::read) at `time` will be another: the first item leaves its
+    /// window, or a value that was looked up is too old. `None` if it never will.
+    pub fn changes_at(&self, frame: &Frame, time: EventTime, ages_max: impl Iterator<Item = i64>) -> Option<EventTime> {
+        let windows = self.rings.iter().zip(&frame.tracks).flat_map(|(ring, track)| {
+            let views = &self.views[track.first_view..track.first_view + track.windows.len()];
+            let covered = views.iter().zip(&track.windows).filter(|(view, _)| view.head < view.tail);
+            covered.map(|(view, window)| (ring.time(view.head as usize) + window.span) * track.unit_millis)
+        });
+        let windows = windows.map(|millis| millis as EventTime);
+        let looked_up = self.as_of.iter().zip(ages_max).filter_map(|(history, age)| history.changes_at(time, age));
+        windows.chain(looked_up).min()
+    }
+
     /// The summaries as of the last read and the updates since then within its windows.
     #[inline(always)]
     pub fn summaries(&self) -> &[Summary] {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, StringBuilder};
+use arrow::array::{ArrayRef, Int64Builder, RecordBatch, StringBuilder};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use super::GroupConfig;
@@ -21,12 +21,16 @@ use crate::operator::{Operator, Outputs};
 use crate::state::{Groups, KeyedState, Place, StateError};
 use crate::units::Millis;
 
+/// The last column of published features: from which time on (milliseconds since 1970) a read would find other features if the key
+/// has no event until then, `time_since_last` aside, which grows at once. Null if it never would.
+pub const VALID_UNTIL: &str = "valid_until";
+
 /// The feature group operator.
 ///
 /// - Input port 0 takes rows of the group's input: they update. Input port `i + 1` takes the rows of reader `i`.
 /// - Output port `i` gives the rows of reader `i` with the group's features on the right, as of each row's event time and
 ///   in the order they were processed. Output port `readers.len()` gives the published features, once an epoch: a row for
-///   each key changed in it.
+///   each key changed in it, with the time from which on it would be another ([`VALID_UNTIL`]).
 /// - A read at time t sees the rows with event time in `(t - w, t]` that were processed before it, whatever the order of
 ///   times; tiled windows see the tiles up to the one that holds t. Rows at or before the watermark may find less, for
 ///   what no row in time can reach is dropped.
@@ -113,12 +117,13 @@ impl FeatureGroup {
         }
         let named = definition.features.iter().map(|f| Field::new(&f.name, f.data_type.clone(), true));
         let key = std::iter::once(Field::new("key", DataType::Utf8, false));
+        let valid_until = std::iter::once(Field::new(VALID_UNTIL, DataType::Int64, true));
         Ok(FeatureGroup {
             stage: name.into(),
             keys: KeyColumns::new(definition.key.clone()),
             ports,
             features,
-            published: Arc::new(Schema::new(key.chain(named).collect::<Vec<_>>())),
+            published: Arc::new(Schema::new(key.chain(named).chain(valid_until).collect::<Vec<_>>())),
             online: config.online,
             state: KeyedState::new(),
             horizon: Horizon::start(&definition.frame),
@@ -158,7 +163,8 @@ impl FeatureGroup {
         Millis(self.definition.ttl)
     }
 
-    /// The columns of the published features: `key`, then the features under their names without the group.
+    /// The columns of the published features: `key`, then the features under their names without the group, then
+    /// [`VALID_UNTIL`].
     pub fn published_schema(&self) -> SchemaRef {
         self.published.clone()
     }
@@ -392,6 +398,7 @@ impl Operator for FeatureGroup {
         let mut keys = StringBuilder::with_capacity(changed.len(), changed.len() * 16);
         let mut answers = Answers::new(&self.definition, changed.len());
         let mut rows = Vec::with_capacity(changed.len());
+        let mut valid_until = Int64Builder::with_capacity(changed.len());
         for (place, row) in &changed {
             keys.append_value(String::from_utf8_lossy(self.state.key_at(*place)));
             let publish = |entity: &Entity, to: &mut Vec<u8>| steps::read(entity.newest, entity.newest, to);
@@ -400,10 +407,13 @@ impl Operator for FeatureGroup {
             let time = entity.newest;
             entity.read(&self.definition.frame, time);
             answers.push(&self.definition, Some(entity), time);
+            let ages_max = self.definition.as_of.iter().map(|lookup| lookup.age_max);
+            valid_until.append_option(entity.changes_at(&self.definition.frame, time, ages_max));
             rows.push(Row { event_time: time, ..*row });
         }
         let mut columns: Vec<ArrayRef> = vec![Arc::new(keys.finish())];
         columns.extend(answers.finish(&self.definition));
+        columns.push(Arc::new(valid_until.finish()));
         let records = RecordBatch::try_new(self.published.clone(), columns).expect("the answers follow the schema");
         out.give(self.ports.len(), Batch::new(records, rows));
     }

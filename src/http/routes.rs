@@ -292,14 +292,17 @@ fn read(serve: &Serve, group: &str, keys: &[String], as_of: Option<i64>) -> Resu
 }
 
 /// One key's features. `age_seconds` is how long before the time asked for, or now by the process's clock, the event was that
-/// they follow from: windows end there.
+/// they follow from: windows end there. Before `valid_until` a vector would read the same; `stale` says whether that time has passed.
 fn row(key: &str, features: Option<&Features>, as_of: Option<i64>) -> Value {
+    let at = as_of.unwrap_or_else(now_millis);
     match features {
         None => json!({ "key": key, "features": null }),
         Some(features) => json!({
             "key": key,
             "event_time": time_text(features.event_time),
-            "age_seconds": as_of.unwrap_or_else(now_millis).saturating_sub(features.event_time) as f64 / 1e3,
+            "age_seconds": at.saturating_sub(features.event_time) as f64 / 1e3,
+            "valid_until": features.valid_until.filter(|until| *until != i64::MAX).map(time_text),
+            "stale": features.valid_until.map(|until| at >= until),
             "features": features.values,
         }),
     }

@@ -4,7 +4,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
+use millstream_operators::features::VALID_UNTIL;
 use millstream_operators::{Batch, Row};
 use serde_json::json;
 
@@ -16,8 +17,9 @@ use crate::online::{KEY, OnlineGroup};
 fn online() -> Arc<OnlineStore> {
     let keys: ArrayRef = Arc::new(StringArray::from(vec!["JFK", "a/b|c", "JFK"]));
     let means: ArrayRef = Arc::new(Float64Array::from(vec![Some(1.5), None, Some(2.5)]));
-    let records =
-        RecordBatch::try_from_iter_with_nullable([(KEY, keys, true), ("mean", means, true)]).expect("columns");
+    let until: ArrayRef = Arc::new(Int64Array::from(vec![Some(2_200), None, Some(4_000)]));
+    let columns = [(KEY, keys, true), ("mean", means, true), (VALID_UNTIL, until, true)];
+    let records = RecordBatch::try_from_iter_with_nullable(columns).expect("columns");
     let group = OnlineGroup { name: "by_origin".into(), schema: records.schema(), ttl: None };
     let store = OnlineStore::new(&[group]).expect("a group");
     let row = |event_time| Row { source: 0, partition: 0, offset: 0, event_time, arrived_micros: 0 };
@@ -100,13 +102,17 @@ fn features_are_read_by_key_by_many_and_as_of() {
     );
     assert_eq!(one["event_time"], "1970-01-01T00:00:03.000Z");
     assert!(one["age_seconds"].as_f64().expect("a number") > 1e9);
+    assert_eq!((&one["valid_until"], &one["stale"]), (&json!("1970-01-01T00:00:04.000Z"), &json!(true)));
     let (_, before) = get_json(&server, "/v1/features/by_origin/JFK?as_of=1970-01-01T00:00:02Z");
-    assert_eq!(before["features"], json!({ "mean": 1.5 }));
+    assert_eq!((&before["features"], &before["stale"]), (&json!({ "mean": 1.5 }), &json!(false)));
     // A read as of a time between two events has the row of the first: it says how old that was then.
     let (_, between) = get_json(&server, "/v1/features/by_origin/JFK?as_of=2500");
     let age = |row: &Value| row["age_seconds"].as_f64().expect("a number");
     assert_eq!((&between["event_time"], age(&before), age(&between)), (&before["event_time"], 1.0, 1.5));
-    assert_eq!(get_json(&server, "/v1/features/by_origin/a%2Fb%7Cc").1["features"], json!({ "mean": null }));
+    assert_eq!(between["stale"], true);
+    let (_, lasting) = get_json(&server, "/v1/features/by_origin/a%2Fb%7Cc");
+    assert_eq!(lasting["features"], json!({ "mean": null }));
+    assert_eq!((&lasting["valid_until"], &lasting["stale"]), (&Value::Null, &json!(false)), "it changes no more");
 
     let (_, two) = get_json(&server, "/v1/features/by_origin?key=LGA&key=JFK&as_of=2500");
     assert_eq!(two["rows"][0], json!({ "key": "LGA", "features": null }));

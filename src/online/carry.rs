@@ -43,12 +43,14 @@ fn carry_row(before: &[Packed], after: &[Packed], mut bytes: &[u8]) -> Option<Ve
             None => packed[at / 8] |= 1 << (at % 8),
         }
     }
-    bytes.is_empty().then_some(packed)
+    // Until when the row is so stands behind it. What was taken out may have made that sooner than it is, never later.
+    packed.extend_from_slice(bytes);
+    matches!(bytes.len(), 0 | 8).then_some(packed)
 }
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{ArrayRef, BooleanArray, Float64Array, StringArray};
+    use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, StringArray};
     use arrow::datatypes::{DataType, Field, Schema};
     use serde_json::{Value, json};
 
@@ -81,7 +83,8 @@ mod tests {
         };
         let columns: Vec<ArrayRef> = names.iter().enumerate().map(column).collect();
         let mut bytes = Vec::new();
-        layout.columns(&columns).unwrap().pack(0, &mut bytes);
+        let until = (from == 0).then(|| std::sync::Arc::new(Int64Array::from(vec![77])) as ArrayRef);
+        layout.columns(&columns, until.as_ref()).unwrap().pack(0, &mut bytes);
         bytes
     }
 
@@ -103,7 +106,8 @@ mod tests {
             let carried: SavedVersions = postcard::from_bytes(value.whole().unwrap().unwrap()).unwrap();
             assert_eq!(carried.iter().map(|(time, _)| *time).collect::<Vec<_>>(), [9, 5]);
             for ((_, was_row), (_, is_row)) in versions.iter().zip(&carried) {
-                let (was_row, is_row) = (was.unpack(was_row).unwrap(), is.unpack(is_row).unwrap());
+                let ((was_row, until), (is_row, carried)) = (was.unpack(was_row).unwrap(), is.unpack(is_row).unwrap());
+                assert_eq!(carried, until);
                 for name in after {
                     assert_eq!(is_row[name], was_row.get(name).cloned().unwrap_or(Value::Null), "{name}");
                 }

@@ -13,6 +13,9 @@ use super::{Group, OnlineStore};
 pub struct Features {
     /// When the event happened that the features follow from.
     pub event_time: EventTime,
+    /// From when on a read would find other features if the key has no event until then, `time_since_last` aside; the largest
+    /// time if it never would, `None` if that is not known.
+    pub valid_until: Option<EventTime>,
     /// Value by feature. NaN and infinite numbers are null: JSON has no word for them.
     pub values: Map<String, Value>,
 }
@@ -57,8 +60,8 @@ impl Group {
     fn features(&self, key: &[u8], as_of: Option<EventTime>) -> Option<Features> {
         // The lock is held for the copy only.
         let (event_time, bytes) = self.copy(key, as_of)?;
-        let values = self.layout.unpack(&bytes)?;
-        Some(Features { event_time, values })
+        let (values, valid_until) = self.layout.unpack(&bytes)?;
+        Some(Features { event_time, valid_until, values })
     }
 
     /// A copy of the version to read.

@@ -3,6 +3,7 @@
 //! ```text
 //! [ null bits, one a feature ][ feature 0 ][ feature 1 ] ...
 //!   number, time: 8 bytes    bool: 1 byte    text: length in 4 bytes, then the text    null: nothing
+//! [ until when this is so: 8 bytes, or nothing if nobody knows ]
 //! ```
 //! All little endian. The layout is part of the checkpoint: see `save::FORMAT`.
 
@@ -69,7 +70,17 @@ impl Kind {
 }
 
 /// The columns of a batch, ready to be packed row by row.
-pub(super) struct Columns(Vec<Column>);
+pub(super) struct Columns {
+    features: Vec<Column>,
+    /// Until when each row is so; of a group that says it.
+    valid_until: Option<Int64Array>,
+}
+
+/// Never: the end of the time of a row to which nothing more happens.
+const FOR_EVER: i64 = i64::MAX;
+
+/// A version's features by name, and until when they are so: `None` if nobody knows.
+pub(super) type Unpacked = (Map<String, Value>, Option<i64>);
 
 enum Column {
     Bool(BooleanArray),
@@ -95,8 +106,8 @@ impl Layout {
         Ok(Layout { features: features.fields().iter().map(feature).collect::<Result<_, ArrowError>>()? })
     }
 
-    /// Columns of the schema given to [`new`](Layout::new), for packing.
-    pub fn columns(&self, columns: &[ArrayRef]) -> Result<Columns, ArrowError> {
+    /// Columns of the schema given to [`new`](Layout::new), for packing, and until when the rows are so.
+    pub fn columns(&self, columns: &[ArrayRef], valid_until: Option<&ArrayRef>) -> Result<Columns, ArrowError> {
         let column = |(column, (_, kind)): (&ArrayRef, &(String, Kind))| {
             let wanted = kind.data_type();
             let column = if *column.data_type() == wanted { column.clone() } else { cast(column, &wanted)? };
@@ -109,18 +120,21 @@ impl Layout {
             })
         };
         let columns = columns.iter().zip(&self.features).map(column);
-        Ok(Columns(columns.collect::<Result<_, ArrowError>>()?))
+        let valid_until = valid_until.map(|column| column.as_primitive::<Int64Type>().clone());
+        Ok(Columns { features: columns.collect::<Result<_, ArrowError>>()?, valid_until })
     }
 
-    /// The features of a packed row by name; NaN and infinite numbers are null. `None` if the bytes are not of this layout.
-    pub fn unpack(&self, mut bytes: &[u8]) -> Option<Map<String, Value>> {
+    /// The features of a packed row by name, and until when they are so; NaN and infinite numbers are null. `None` if the bytes
+    /// are not of this layout.
+    pub fn unpack(&self, mut bytes: &[u8]) -> Option<Unpacked> {
         let nulls = bytes.split_off(..self.features.len().div_ceil(8))?;
         let mut values = Map::with_capacity(self.features.len());
         for (at, (name, kind)) in self.features.iter().enumerate() {
             let value = if nulls[at / 8] >> (at % 8) & 1 == 1 { Value::Null } else { unpack_value(*kind, &mut bytes)? };
             values.insert(name.clone(), value);
         }
-        bytes.is_empty().then_some(values)
+        let valid_until = if bytes.is_empty() { None } else { Some(i64::from_le_bytes(array(&mut bytes)?)) };
+        bytes.is_empty().then_some((values, valid_until))
     }
 }
 
@@ -128,8 +142,8 @@ impl Columns {
     /// Packs a row into `bytes`, replacing what was there.
     pub fn pack(&self, row: usize, bytes: &mut Vec<u8>) {
         bytes.clear();
-        bytes.resize(self.0.len().div_ceil(8), 0);
-        for (at, column) in self.0.iter().enumerate() {
+        bytes.resize(self.features.len().div_ceil(8), 0);
+        for (at, column) in self.features.iter().enumerate() {
             if column.is_null(row) {
                 bytes[at / 8] |= 1 << (at % 8);
                 continue;
@@ -145,6 +159,10 @@ impl Columns {
                     bytes.extend_from_slice(text);
                 }
             }
+        }
+        if let Some(valid_until) = &self.valid_until {
+            let until = if valid_until.is_null(row) { FOR_EVER } else { valid_until.value(row) };
+            bytes.extend_from_slice(&until.to_le_bytes());
         }
     }
 }
@@ -231,6 +249,9 @@ mod tests {
         for bytes in [&[][..], &[0], &[3, 0], &[2, 9, 0, 0, 0, 65], &[2, 1, 0, 0, 0, 255], &[1, 0, 0, 0]] {
             assert_eq!(layout.unpack(bytes), None, "{bytes:?}");
         }
-        assert_eq!(layout.unpack(&[2, 1, 0, 0, 0, 65]), serde_json::json!({"a": "A", "b": null}).as_object().cloned());
+        let features = serde_json::json!({"a": "A", "b": null}).as_object().cloned().expect("an object");
+        assert_eq!(layout.unpack(&[2, 1, 0, 0, 0, 65]), Some((features.clone(), None)));
+        assert_eq!(layout.unpack(&[2, 1, 0, 0, 0, 65, 7, 0, 0, 0, 0, 0, 0, 0]), Some((features, Some(7))));
+        assert_eq!(layout.unpack(&[2, 1, 0, 0, 0, 65, 7, 0, 0]), None);
     }
 }

@@ -96,6 +96,29 @@ fn every_type_is_kept_and_written_as_json() {
 }
 
 #[test]
+fn a_row_says_until_when_it_is_so_in_another_process_too() {
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        (KEY, Arc::new(StringArray::from(vec!["a", "b"]))),
+        ("mean", Arc::new(Float64Array::from(vec![Some(0.5), None]))),
+        (VALID_UNTIL, Arc::new(Int64Array::from(vec![Some(90), None]))),
+    ];
+    let columns = columns.into_iter().map(|(name, column)| (name, column, true));
+    let records = RecordBatch::try_from_iter_with_nullable(columns).expect("columns");
+    let store = || OnlineStore::new(&[OnlineGroup { name: "g".into(), schema: records.schema(), ttl: None }]);
+    let (one, two) = (store().expect("a group"), store().expect("a group"));
+    one.publish(0, &Batch::new(records.clone(), vec![row(7), row(8)])).expect("publishes");
+    let touched = ["a", "b"].map(|key| key.as_bytes().into());
+    let mut give = |group, bytes: Vec<u8>| two.load(0, group, &bytes).expect("its own bytes");
+    one.save_changes(0, touched.into_iter(), &[], &mut give);
+    for store in [&one, &two] {
+        let found = store.read("g", &["a", "b"], None).expect("known");
+        let until: Vec<_> =
+            found.iter().flatten().map(|features| (features.valid_until, features.values.len())).collect();
+        assert_eq!(until, [(Some(90), 1), (Some(i64::MAX), 1)]);
+    }
+}
+
+#[test]
 fn other_columns_are_refused() {
     let store = store(None);
     let other =

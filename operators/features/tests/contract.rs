@@ -169,6 +169,8 @@ fn keys_changed_in_an_epoch_are_published_once_as_of_their_newest_event() {
     assert_eq!(published.records.column(0).as_string::<i32>(), &StringArray::from(vec!["a", "c\\|d"]));
     let sums = published.records.column_by_name("amount_sum_10s").unwrap().as_primitive::<Float64Type>();
     assert_eq!(sums.values(), &[9.0, 3.0]);
+    let until = published.records.column_by_name("valid_until").unwrap().as_primitive::<Int64Type>();
+    assert_eq!(until.values(), &[29_000, 16_000]);
     let origins: Vec<(i64, i64)> = published.rows.iter().map(|row| (row.offset, row.event_time)).collect();
     assert_eq!(origins, [(3, 20_000), (1, 6000)]);
     group.close_epoch(2, &mut out);

@@ -220,3 +220,38 @@ proptest! {
         check(&merged(&out), &expected);
     }
 }
+
+/// What the second reader of a group finds of `key` at `time`, but for the time since the last event.
+fn found(group: &mut FeatureGroup, key: &'static str, time: i64) -> Vec<Answer> {
+    let mut out = Outputs::new(3);
+    let read = Step { port: 2, key, time, amount: None, flag: None, city: None };
+    group.process(2, batch(&[read], 0), &mut out);
+    let mut answers = answers(&out.ports[1], "g");
+    answers.iter_mut().for_each(|(_, numbers, _)| numbers.retain(|(name, _)| !name.contains("time_since_last")));
+    answers
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// Up to the time that a published row names its features are those that a reader finds, and from then on they are not.
+    #[test]
+    fn published_features_are_found_until_the_time_they_name(
+        (setup, steps) in (setups(), steps(vec![0], 40, 200)),
+    ) {
+        let mut group = setup.group();
+        let mut out = run(&mut group, &steps, 7, |_, _, _| {});
+        group.close_epoch(1, &mut out);
+        let published = &out.ports[2][0];
+        let keys = published.records.column(0).as_string::<i32>();
+        let until = published.records.columns().last().unwrap().as_primitive::<Int64Type>();
+        for row in 0..published.len() {
+            let key = ["a", "b", "c|d"].into_iter().find(|key| key[..1] == keys.value(row)[..1]).unwrap();
+            let (newest, until) = (published.rows[row].event_time, until.value(row));
+            prop_assert!(until > newest);
+            let features = found(&mut group, key, newest);
+            prop_assert_eq!(&found(&mut group, key, until - 1), &features);
+            prop_assert_ne!(&found(&mut group, key, until), &features);
+        }
+    }
+}
