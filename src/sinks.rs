@@ -5,7 +5,7 @@
 //! of it is durable.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use millstream_operators::error::ConfigError;
 use millstream_operators::kinds;
@@ -170,7 +170,12 @@ pub struct Open {
     pub position: Option<u64>,
     /// What a writer needs that commits when an epoch is decided.
     pub commits: Commits,
+    /// How large a batch of records the sink's topic takes: the first of its writers asks, for all of them.
+    pub batch_bytes: BatchBytes,
 }
+
+/// How large a batch of records a topic takes, once somebody has asked; `None` if its brokers did not say.
+pub type BatchBytes = Arc<OnceLock<Option<usize>>>;
 
 /// What a writer needs that commits when an epoch is decided.
 #[derive(Debug, Clone, Default)]

@@ -17,7 +17,7 @@ use super::{Run, print, print_json, say};
 use crate::kafka::{self, ClientError};
 use crate::replay::{Pace, Pacer};
 use crate::sinks::kafka::{Delivery, KafkaSink};
-use crate::sinks::{Commits, Open, Records, SinkError, SinkTarget, SinkWriter};
+use crate::sinks::{BatchBytes, Commits, Open, Records, SinkError, SinkTarget, SinkWriter};
 use crate::sources::file::{self, SourceFile};
 
 mod message;
@@ -157,6 +157,7 @@ impl Produce {
             resumed: false,
             position: None,
             commits,
+            batch_bytes: BatchBytes::default(),
         };
         sink.open(open).map_err(plain)
     }

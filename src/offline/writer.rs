@@ -152,7 +152,7 @@ impl Offline {
     /// If a table can't be committed.
     pub fn finish(mut self) -> Result<(), OfflineError> {
         self.open = None;
-        // One that has failed before has [said](Offline::failure) why.
+        // One that has failed before has said why to who [checked](Offline::check).
         let result = self.result.recv().unwrap_or(Ok(()));
         if let Some(thread) = self.thread.take() {
             // The result has come, so the thread is at its end; a panic has ended the process already.

@@ -365,8 +365,8 @@ impl Gathering {
             }
         }
         for ((stream, _), status) in self.start.plan.sources().zip(&self.start.board.statuses) {
-            let topics = status.topics();
-            if !topics.is_empty() && self.progress.topics.get(&stream.name) != Some(&topics) {
+            let Some(topics) = status.take_topics() else { continue };
+            if self.progress.topics.get(&stream.name) != Some(&topics) {
                 self.progress.topics.insert(stream.name.clone(), topics);
                 self.changed = true;
             }

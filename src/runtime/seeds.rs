@@ -20,7 +20,7 @@ use crate::metrics::catalogue::{MODEL_INFO, MODEL_LOADED};
 use crate::models::{self, Measured};
 use crate::plan::{From, Plan, SinkPlan, SourcePlan};
 use crate::provenance::Origins;
-use crate::sinks::{Commits, Open, Records, SinkKind, SinkWriter};
+use crate::sinks::{BatchBytes, Commits, Open, Records, SinkKind, SinkWriter};
 use crate::sources::Arrival;
 use crate::topology::LatePolicy;
 
@@ -118,12 +118,14 @@ impl Opening<'_> {
     /// once: each asks its brokers some questions, and a start that waited for one after the other would take as much longer.
     fn outputs(&self) -> anyhow::Result<Vec<Vec<Option<Output>>>> {
         std::thread::scope(|scope| {
+            let asked: Vec<BatchBytes> = self.plan.sinks.iter().map(|_| BatchBytes::default()).collect();
             let mut opening = Vec::new();
             for worker in self.board.shape.local() {
                 let mut of_worker = Vec::new();
                 for (index, sink) in self.plan.sinks.iter().enumerate() {
                     let elsewhere = sink.from == From::Drift || (sink.one_writer() && worker > 0);
-                    of_worker.push((!elsewhere).then(|| scope.spawn(move || self.output(index, worker))));
+                    let asked = asked[index].clone();
+                    of_worker.push((!elsewhere).then(|| scope.spawn(move || self.output(index, worker, asked))));
                 }
                 opening.push(of_worker);
             }
@@ -136,13 +138,13 @@ impl Opening<'_> {
         })
     }
 
-    /// The end of a sink on one worker.
+    /// The end of a sink on one worker; `asked` is shared by the sink's writers.
     ///
     /// # Errors
     /// If the sink can't be opened.
-    pub fn output(&self, index: usize, worker: usize) -> anyhow::Result<Output> {
+    pub fn output(&self, index: usize, worker: usize, asked: BatchBytes) -> anyhow::Result<Output> {
         let (sink, board) = (&self.plan.sinks[index], self.board);
-        let writer = self.writer(sink, worker)?;
+        let writer = self.writer(sink, worker, asked)?;
         let slot = writers(self.plan)[index].first_slot + worker;
         // By now it has committed what was decided.
         board.durable.set(slot, self.from.progress.epoch, Vec::new());
@@ -158,7 +160,7 @@ impl Opening<'_> {
         Ok(Output::new(sink.name.as_str().into(), self.encoder(sink), writer, context))
     }
 
-    fn writer(&self, sink: &SinkPlan, worker: usize) -> anyhow::Result<Box<dyn SinkWriter>> {
+    fn writer(&self, sink: &SinkPlan, worker: usize, batch_bytes: BatchBytes) -> anyhow::Result<Box<dyn SinkWriter>> {
         self.refuse_foreign_file(sink)?;
         let progress = &self.from.progress;
         let mut pending = Vec::new();
@@ -185,6 +187,7 @@ impl Opening<'_> {
                 pending,
                 may_repeat: self.may_repeat,
             },
+            batch_bytes,
         };
         Ok(sink.kind.settings().open(open)?)
     }
@@ -214,12 +217,13 @@ impl Opening<'_> {
     /// If a sink can't be opened.
     pub fn settle_former_writers(&self) -> anyhow::Result<()> {
         for (sink, writers) in self.plan.sinks.iter().zip(writers(self.plan)) {
+            let asked = BatchBytes::default();
             for part in writers.count..=usize::from(u16::MAX) {
                 let known = self.from.progress.committed.contains_key(&effect_name(&sink.path(), part as u16));
                 if !known || !writers.commits_after_decision {
                     break;
                 }
-                drop(self.writer(sink, part)?);
+                drop(self.writer(sink, part, asked.clone())?);
             }
         }
         Ok(())

@@ -12,6 +12,7 @@ use super::ledger::Ledger;
 use super::output::Output;
 use super::seeds::Opening;
 use crate::plan::From;
+use crate::sinks::BatchBytes;
 
 /// What the slow lane says.
 pub enum Signal {
@@ -38,7 +39,7 @@ impl Signals {
     pub fn start(opening: &Opening<'_>, mut ledger: Ledger) -> anyhow::Result<Signals> {
         let mut outputs = Vec::new();
         for (index, _) in opening.plan.sinks.iter().enumerate().filter(|(_, sink)| sink.from == From::Drift) {
-            outputs.push(opening.output(index, 0)?);
+            outputs.push(opening.output(index, 0, BatchBytes::default())?);
         }
         let (sender, receiver) = unbounded();
         let entry = ledger.register();

@@ -130,6 +130,7 @@ mod tests {
             resumed: position.is_some(),
             position,
             commits: crate::sinks::Commits::default(),
+            batch_bytes: Default::default(),
         })
     }
 

@@ -167,15 +167,18 @@ impl SinkTarget for KafkaSink {
 impl KafkaSink {
     /// How large a batch of records the topic takes; `None` if the brokers do not say.
     fn batch_bytes(&self, open: &Open) -> Option<usize> {
-        let bytes = kafka::batch_bytes_max(&self.brokers, &self.options, &self.topic, OPEN_WAIT);
-        if bytes.is_none() && open.dead_letters {
-            tracing::warn!(
-                sink = open.name,
-                "how much its topic takes is not known (ACL DESCRIBE_CONFIGS): if that is less than Kafka's default, set \
-                 `message.max.bytes` in `options`, to which dead letters are cut"
-            );
-        }
-        bytes
+        let ask = || {
+            let bytes = kafka::batch_bytes_max(&self.brokers, &self.options, &self.topic, OPEN_WAIT);
+            if bytes.is_none() && open.dead_letters {
+                tracing::warn!(
+                    sink = open.name,
+                    "how much its topic takes is not known (ACL DESCRIBE_CONFIGS): if that is less than Kafka's default, \
+                     set `message.max.bytes` in `options`, to which dead letters are cut"
+                );
+            }
+            bytes
+        };
+        *open.batch_bytes.get_or_init(ask)
     }
 
     /// A producer for the topic, which takes batches of so many bytes, with transactions if it is given an id for them.

@@ -114,6 +114,7 @@ mod tests {
                 resumed: position.is_some(),
                 position,
                 commits: Default::default(),
+                batch_bytes: Default::default(),
             };
             sink.open(open).unwrap()
         };

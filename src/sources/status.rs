@@ -1,7 +1,7 @@
 //! What a running source says about itself, and what the runtime tells it, beside the stream of arrivals.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::{Positions, Topics};
 
@@ -26,6 +26,8 @@ pub struct Status {
     connection: AtomicU8,
     committed: Mutex<Option<Positions>>,
     topics: Mutex<Topics>,
+    /// Whether the topics are others than those that were taken last.
+    topics_are_new: AtomicBool,
 }
 
 impl Status {
@@ -52,9 +54,15 @@ impl Status {
         self.topics.lock().expect("no thread panics while it holds the topics").clone()
     }
 
+    /// The same, if it has changed since it was taken last: not at the end of each epoch.
+    pub fn take_topics(&self) -> Option<Topics> {
+        self.topics_are_new.swap(false, Ordering::AcqRel).then(|| self.topics())
+    }
+
     /// Says what is known of the topics, for the next checkpoint (called by the source, before it hands over anything).
     pub fn set_topics(&self, topics: Topics) {
         *self.topics.lock().expect("no thread panics while it holds the topics") = topics;
+        self.topics_are_new.store(true, Ordering::Release);
     }
 
     /// Tells the source which positions a checkpoint holds. A source whose system has a place for them (a Kafka consumer
@@ -66,5 +74,24 @@ impl Status {
     /// Takes the newest positions that are not published yet (called by the source).
     pub fn take_committed(&self) -> Option<Positions> {
         self.committed.lock().expect("no thread panics while it holds the positions").take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sources::Topic;
+
+    #[test]
+    fn topics_are_taken_when_they_have_changed() {
+        let status = Status::default();
+        assert_eq!(status.take_topics(), None);
+        let topics = |partitions| Topics::from([("t".to_string(), Topic { id: None, partitions })]);
+        for partitions in [1, 2] {
+            status.set_topics(topics(partitions));
+            assert_eq!(status.take_topics(), Some(topics(partitions)));
+            assert_eq!(status.take_topics(), None);
+        }
+        assert_eq!(status.topics(), topics(2), "to look at they are there");
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use millstream::sinks::kafka::{Delivery, KafkaSink};
-use millstream::sinks::{Commits, Open, Records, SinkTarget};
+use millstream::sinks::{BatchBytes, Commits, Open, Records, SinkTarget};
 use millstream::sources::Connection;
 
 use super::own_broker::Broker;
@@ -22,9 +22,9 @@ fn a_killed_broker_that_comes_back_costs_time_and_no_message() {
     let new = KafkaSink::new(&address, &topic);
     let sink = KafkaSink { delivery: Delivery::AtLeastOnce, headers: false, ..new };
     let (name, job, folder) = ("back".to_owned(), "test".to_owned(), PathBuf::new());
-    let commits = Commits::default();
+    let (commits, batch_bytes) = (Commits::default(), BatchBytes::default());
     let (dead_letters, resumed, position) = (false, false, None);
-    let open = Open { name, job, worker: 0, workers: 1, folder, dead_letters, resumed, position, commits };
+    let open = Open { name, job, worker: 0, workers: 1, folder, dead_letters, resumed, position, commits, batch_bytes };
     let mut writer = sink.open(open).unwrap();
 
     broker.run(&["kill", "1"]);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use millstream::sinks::kafka::{CUT_HEADER, Delivery, EVENT_TIME_HEADER, KafkaSink};
-use millstream::sinks::{Commits, Open, Records, SinkError, SinkTarget, SinkWriter};
+use millstream::sinks::{BatchBytes, Commits, Open, Records, SinkError, SinkTarget, SinkWriter};
 use millstream_operators::units::Millis;
 use rdkafka::Message;
 use rdkafka::message::{BorrowedMessage, Headers};
@@ -32,6 +32,7 @@ fn opening(job: String, dead_letters: bool) -> Open {
         resumed: false,
         position: None,
         commits: Commits::default(),
+        batch_bytes: BatchBytes::default(),
     }
 }
 
