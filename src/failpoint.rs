@@ -100,6 +100,8 @@ names! {
         WriteTwice = "write-twice",
         /// Every other key group's changes are not saved.
         LoseState = "lose-state",
+        /// What detectors remember, and outcomes of their keys, is not saved.
+        LoseSlow = "lose-slow",
         /// Positions are one too far.
         SkipOne = "skip-one",
         /// A position is one too early.

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use millstream_operators::Batch;
+use millstream_operators::key::KEY_GROUPS;
 
 use super::board::Board;
 use super::clock::EpochClock;
@@ -301,7 +302,11 @@ impl Gathering {
     fn take(&mut self, epoch: u64, participant: usize, part: Part) {
         self.take_rows(epoch, participant as u16, part.offline);
         let board = &self.start.board;
-        let lost = |block: &Block| failpoint::has(Flaw::LoseState) && !block.part.is_multiple_of(2);
+        let lost = |block: &Block| {
+            let is_slow = block.name.starts_with("drift.") || block.name.starts_with("outcomes.");
+            failpoint::has(Flaw::LoseState) && !block.part.is_multiple_of(2)
+                || failpoint::has(Flaw::LoseSlow) && is_slow && usize::from(block.part) < KEY_GROUPS
+        };
         self.blocks.extend(part.state.into_iter().filter(|block| !lost(block)));
         for (sink, writer, records) in part.outbox {
             let dropped = usize::from(failpoint::has(Flaw::DropLast));

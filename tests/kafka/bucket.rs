@@ -2,6 +2,7 @@
 //! the store, `deploy/s3.sh up` starts one.
 
 use super::chaos::driver::{Chaos, check_lost};
+use super::chaos::world::TOPICS;
 use super::service::{ENDPOINT, Service};
 use super::*;
 use crate::program::Running;
@@ -43,7 +44,7 @@ fn a_job_with_its_state_in_a_bucket_is_killed_and_loses_and_repeats_nothing() {
 /// A copy without work to do notices too, and `--fresh` ends a copy that runs.
 #[test]
 fn of_two_copies_at_a_bucket_the_second_takes_over() {
-    let service = service().create([("events", 1), ("vectors", 1), ("rejects", 1)]);
+    let service = service().create(TOPICS);
     let event = |id: u64| format!("{{\"id\":{id},\"at\":{},\"card\":1,\"amount\":1}}", 1_700_000_000_000 + id);
     service.send("events", 1, (1..=10).map(event));
     let mut first = service.run(&["--http", "off"]);

@@ -16,6 +16,7 @@ use std::process::Command;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
+use super::chaos::world::TOPICS;
 use super::processes::at_hosts;
 use super::proxy::Proxy;
 use super::service::Service;
@@ -139,7 +140,7 @@ fn check_lost(running: Vec<Running>, parted: &[u64]) {
 
 #[test]
 fn hosts_whose_network_fails_all_end_and_go_on_together() {
-    let service = Service::new(brokers(), "chaos").create([("events", 3), ("vectors", 2), ("rejects", 1)]);
+    let service = Service::new(brokers(), "chaos").create(TOPICS);
     let at: Vec<String> = (0..HOSTS).map(|host| format!("{}:7100", address(host))).collect();
     at_hosts(&service, &at, "a-secret-of-the-test");
     let hosts = Hosts::start(&service.brokers);

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use super::chaos::world::{Reader, Writer};
+use super::chaos::world::{TOPICS, World};
 use super::service::{Service, address, get, scrape};
 use super::*;
 use crate::program::Running;
@@ -13,7 +13,7 @@ use crate::random::{Random, seed, variable};
 
 /// The topology of the chaos tests with its topics.
 fn service() -> Service {
-    Service::new(brokers(), "chaos").create([("events", 3), ("vectors", 2), ("rejects", 1)])
+    Service::new(brokers(), "chaos").create(TOPICS)
 }
 
 /// The processes that a supervisor has started so far, by its log: (number, pid, which start).
@@ -23,9 +23,10 @@ fn started(log: &str) -> Vec<(u64, u64, u64)> {
     started.map(|line| ["process", "pid", "restarts"].map(|field| line[field].as_u64().unwrap()).into()).collect()
 }
 
-/// How often processes have begun to read.
+/// How often processes have begun to read events.
 fn reading(log: &str) -> usize {
-    log.matches("\"message\":\"reading\"").count()
+    let lines = log.lines().filter(|line| line.contains("\"message\":\"reading\""));
+    lines.filter(|line| line.contains("\"source\":\"events\"")).count()
 }
 
 /// Longer than the silence after which a process is thought gone, and a start.
@@ -52,50 +53,19 @@ fn exists(pid: u64) -> bool {
     !state.is_empty() && !state.contains(") Z ")
 }
 
-/// Who writes a job's input, and who reads its outputs.
-struct World {
-    service: Service,
-    writer: Writer,
-    vectors: Reader,
-    rejects: Reader,
-}
-
-impl World {
-    fn new(seed: u64) -> World {
-        let service = service();
-        World {
-            writer: Writer::start(service.brokers.clone(), service.topic("events"), seed),
-            vectors: Reader::start(&service.brokers, &service.topic("vectors"), 2),
-            rejects: Reader::start(&service.brokers, &service.topic("rejects"), 1),
-            service,
-        }
-    }
-
-    /// Waits until all has come that will come, stops the job, and holds its outputs against what had to come out. Gives the number of
-    /// events.
-    fn finish(self, mut running: Running) -> usize {
-        let World { service, writer, vectors, rejects } = self;
-        // One that was stopped before it reads has not started.
-        until(&mut running, "it reads", |log| reading(log) > 0);
-        let oracle = writer.finish();
-        let all = oracle.expected.len() + oracle.poison.len();
-        let deadline = Instant::now() + LONG;
-        while vectors.len() + rejects.len() < all && Instant::now() < deadline && running.runs() {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        running.terminate();
-        let said = running.end();
-        assert!(said.status.success(), "{}", said.err);
-        let summary: Value = serde_json::from_str(&said.out).unwrap();
-        assert_eq!(summary["ended"], "stopped", "{summary}");
-        let (vectors, rejects) = (vectors.finish(), rejects.finish());
-        oracle.check_vectors(vectors.iter().map(Vec::as_slice)).unwrap();
-        let lines = std::fs::read(service.folder().join("vectors.jsonl")).unwrap();
-        oracle.check_vectors(lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())).unwrap();
-        oracle.check_table(&service.folder().join("lake")).unwrap();
-        oracle.check_rejects(rejects.iter().map(Vec::as_slice)).unwrap();
-        vectors.len()
-    }
+/// Leaves a job alone until all has come that will come, stops it, and holds its outputs against what had to come out. Gives the number
+/// of events.
+fn finish(mut world: World, service: &Service, mut running: Running) -> usize {
+    // One that was stopped before it reads has not started.
+    until(&mut running, "it reads", |log| reading(log) > 0);
+    let written = world.settle(&mut running, service, LONG);
+    running.terminate();
+    let said = running.end();
+    assert!(said.status.success(), "{}", said.err);
+    let summary: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!(summary["ended"], "stopped", "{summary}");
+    let [events, ..] = world.check(&written, service, &said).unwrap();
+    events
 }
 
 #[test]
@@ -103,7 +73,8 @@ fn whichever_process_is_killed_nothing_is_lost_and_nothing_repeated() {
     let kills = variable("KILLS").unwrap_or(5).div_ceil(2);
     let seed = seed();
     let mut random = Random(seed);
-    let world = World::new(seed);
+    let service = service();
+    let world = World::around(&service, seed);
     let mut deaths: BTreeMap<String, u64> = BTreeMap::new();
     let mut generations = 0;
     let mut killed = 0;
@@ -111,7 +82,7 @@ fn whichever_process_is_killed_nothing_is_lost_and_nothing_repeated() {
         // Another supervisor, of another number of processes and workers.
         let (processes, workers) = (1 + random.below(3), 1 + random.below(2));
         let (p, w) = (processes.to_string(), workers.to_string());
-        let mut running = world.service.run(&["--processes", &p, "--workers", &w, "--http", "off"]);
+        let mut running = service.run(&["--processes", &p, "--workers", &w, "--http", "off"]);
         for _ in 0..1 + random.below(3) {
             let starts = started(&running.err()).len();
             until(&mut running, "they were all started", |log| {
@@ -150,10 +121,10 @@ fn whichever_process_is_killed_nothing_is_lost_and_nothing_repeated() {
             running.end();
         }
     }
-    let mut running = world.service.run(&["--processes", "2", "--workers", "2", "--http", "off"]);
+    let mut running = service.run(&["--processes", "2", "--workers", "2", "--http", "off"]);
     generations += 1;
     until(&mut running, "both read", |log| reading(log) >= 2);
-    let events = world.finish(running);
+    let events = finish(world, &service, running);
     println!("{killed} kills ({deaths:?}), {generations} generations, {events} events: 0 lost, 0 repeated");
 }
 
@@ -169,8 +140,8 @@ fn process(service: &Service, number: usize, failpoints: &str) -> Running {
 #[test]
 fn a_member_that_dies_before_it_has_caught_up_loses_nothing() {
     const SECRET: &str = "a-secret-of-the-test";
-    let world = World::new(seed());
-    let service = &world.service;
+    let service = &service();
+    let world = World::around(service, seed());
     let (file, hosts) = (std::fs::read(service.topology()).unwrap(), hosts(3));
     at_hosts(service, &hosts[..2], SECRET);
     // An epoch is decided, and nobody has been told.
@@ -187,7 +158,7 @@ fn a_member_that_dies_before_it_has_caught_up_loses_nothing() {
         assert!(!said.status.success() && !said.err.contains("\"reading\""), "{}", said.err);
     }
     let [first, second, third] = [0, 1, 2].map(|number| process(service, number, ""));
-    let events = world.finish(first);
+    let events = finish(world, service, first);
     assert!(events > 0);
     for member in [second, third] {
         assert!(member.end().status.success());
@@ -284,7 +255,8 @@ fn hosts_share_a_job_and_only_the_first_has_its_state() {
 
 #[test]
 fn a_failure_in_any_process_is_the_failure_of_the_job() {
-    let service = Service::new(brokers(), "chaos").create([("events", 3), ("vectors", 2)]);
+    let service =
+        Service::new(brokers(), "chaos").create([("events", 3), ("labels", 2), ("vectors", 2), ("signals", 1)]);
     with_hosts(&service, "a-secret-of-the-test");
     let other = service.copy();
     let first = service.run(&["--process", "0", "--http", "off"]);

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::chaos::world::TOPICS;
 use super::service::{Service, address, ask_for};
 use super::*;
 use crate::program::{Running, Said, python, said};
@@ -13,7 +14,7 @@ use crate::program::{Running, Said, python, said};
 const CARDS: i64 = 10;
 
 fn service() -> Service {
-    Service::new(brokers(), "chaos").create([("events", 2), ("vectors", 2), ("rejects", 1)])
+    Service::new(brokers(), "chaos").create(TOPICS)
 }
 
 /// Writes events. A card's stand in one partition, so that their order is given.

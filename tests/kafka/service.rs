@@ -108,7 +108,8 @@ impl Service {
     pub fn command(&self) -> Command {
         let mut command = millstream();
         let model = root().join("topologies/score/model.onnx");
-        command.env("BROKERS", &self.brokers).env("RUN", &self.run).env("MODEL", model);
+        let identity = root().join("tests/kafka/topologies/identity.onnx");
+        command.env("BROKERS", &self.brokers).env("RUN", &self.run).env("MODEL", model).env("IDENTITY", identity);
         command.env("KAFKA_BROKERS", &self.brokers);
         command.envs(self.variables.iter().cloned());
         command

@@ -6,9 +6,7 @@ use millstream::failpoint::{Flaw, Point};
 
 use super::super::service::{Service, address};
 use super::super::*;
-use super::PARTITIONS;
-use super::oracle::Oracle;
-use super::world::{Reader, Writer};
+use super::world::{TOPICS, World};
 use crate::program::{Running, Said};
 
 /// How long outputs may not grow before it is clear that nothing more comes.
@@ -48,9 +46,7 @@ impl Death {
 /// A job, its topics, who writes and who reads.
 pub struct Chaos {
     pub service: Service,
-    writer: Writer,
-    vectors: Reader,
-    rejects: Reader,
+    world: World,
     /// A mistake that it makes in every run.
     pub flaw: Option<Flaw>,
     /// More that is set for every run but the last.
@@ -74,11 +70,9 @@ impl Chaos {
 
     /// A job whose topics are not there yet.
     pub fn of(service: Service, seed: u64) -> Chaos {
-        let service = service.create([("events", PARTITIONS), ("vectors", 2), ("rejects", 1)]);
+        let service = service.create(TOPICS);
         Chaos {
-            writer: Writer::start(service.brokers.clone(), service.topic("events"), seed),
-            vectors: Reader::start(&service.brokers, &service.topic("vectors"), 2),
-            rejects: Reader::start(&service.brokers, &service.topic("rejects"), 1),
+            world: World::around(&service, seed),
             service,
             flaw: None,
             pauses: "",
@@ -98,9 +92,9 @@ impl Chaos {
         self.runs
     }
 
-    /// How many records of both topics have been read.
+    /// How many vectors and dead letters have been read.
     pub fn read(&self) -> usize {
-        self.vectors.len() + self.rejects.len()
+        self.world.read()
     }
 
     /// Starts the job.
@@ -109,7 +103,7 @@ impl Chaos {
         let flaw = self.flaw.map_or("", Flaw::name);
         let mut command = self.service.command();
         command.env("MILLSTREAM_FAILPOINTS", format!("{flaw},{failpoints}"));
-        command.arg("run").arg(self.service.topology());
+        command.arg("run").arg(self.service.topology()).arg("--json");
         Running::start(command.args(["--workers", &workers.to_string(), "--http", "127.0.0.1:0"]))
     }
 
@@ -142,7 +136,7 @@ impl Chaos {
         let expected = matches!(death, Death::At(point, _) if running.err().contains(point.name()));
         assert!(died == expected, "run {} ({death:?}, {workers} workers): {}", self.runs, running.err());
         self.died(death.name());
-        println!("run {}: {workers} workers, {death:?}, {} events written", self.runs, self.writer.written());
+        println!("run {}: {workers} workers, {death:?}, {} events written", self.runs, self.world.written());
     }
 
     /// Kills the job and starts it again.
@@ -199,59 +193,32 @@ impl Chaos {
     pub fn finish_with(self, mut running: Running) -> Result<Service, String> {
         let is_wrong = self.is_wrong();
         let silence = if is_wrong { SILENCE_OF_THE_WRONG } else { SILENCE };
-        let Chaos { writer, vectors, rejects, service, runs, deaths, .. } = self;
-        let oracle = writer.finish();
-        let all = oracle.expected.len() + oracle.poison.len();
+        let Chaos { mut world, service, runs, deaths, .. } = self;
         // One that was stopped before it reads has not started.
         until(&mut running, |running| running.err().contains("\"reading\""));
-        let (mut grown, mut before) = (Instant::now(), 0);
-        while before < all && grown.elapsed() < silence && running.runs() {
-            let now = vectors.len() + rejects.len();
-            if now > before {
-                (grown, before) = (Instant::now(), now);
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let written = world.settle(&mut running, &service, silence);
         if !running.runs() {
             return Err(format!("the last run has ended: {}", running.err()));
         }
         assert!(running.err().contains("\"reading\""), "it does not begin: {}", running.err());
         let served = match is_wrong {
             true => Ok(()),
-            false => oracle.check_served(&address(&mut running)).map_err(|wrong| format!("served features: {wrong}")),
+            false => written.check_served(&address(&mut running)).map_err(|wrong| format!("served features: {wrong}")),
         };
         running.terminate();
         let said = running.end();
         if !said.status.success() {
             return Err(format!("the last run: {}: {}", said.status, said.err));
         }
-        let (vectors, rejects) = (vectors.finish(), rejects.finish());
-        check(&oracle, &service, &vectors, &rejects)?;
+        let [events, rejects, signals] = world.check(&written, &service, &said)?;
         served?;
         println!(
-            "{} deaths ({}), {} generations, {} events, {} dead letters: 0 lost, 0 repeated",
+            "{} deaths ({}), {runs} generations, {events} events, {rejects} dead letters, {signals} signals: 0 lost, 0 repeated",
             runs - 1,
             deaths.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", "),
-            runs,
-            vectors.len(),
-            rejects.len()
         );
         Ok(service)
     }
-}
-
-/// Holds all outputs of a job against what had to come out.
-fn check(oracle: &Oracle, service: &Service, vectors: &[Vec<u8>], rejects: &[Vec<u8>]) -> Result<(), String> {
-    let about = |what: &'static str| move |wrong: String| format!("{what}: {wrong}");
-    oracle.check_vectors(vectors.iter().map(Vec::as_slice)).map_err(about("topic"))?;
-    oracle.check_rejects(rejects.iter().map(Vec::as_slice)).map_err(about("dead letters"))?;
-    if service.is_in_bucket() {
-        return Ok(());
-    }
-    let lines = std::fs::read(service.folder().join("vectors.jsonl")).map_err(|error| error.to_string())?;
-    let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    oracle.check_vectors(lines).map_err(about("file"))?;
-    oracle.check_table(&service.folder().join("lake")).map_err(about("table"))
 }
 
 /// Waits until it is `done`, the job has ended, or it has been long enough.

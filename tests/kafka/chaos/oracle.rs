@@ -6,21 +6,53 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::super::service::get;
-use super::PARTITIONS;
+use super::slow::{Labels, Watched};
+use super::world::PARTITIONS;
 use crate::program::python;
 use crate::random::Random;
 
 const CARDS: u64 = 40;
+/// Amounts are so many parts of 1: their sums are exact in any order, and so are they as scores.
+pub const UNIT: u64 = 1024;
+/// So many events are small or large, in turn: there is drift to be told all the time.
+const LEVEL: u64 = 300;
 
-/// How many events there were of the card, and the sum of their amounts. A card's events stand in one partition, so their
+/// The columns that are looked at of every vector.
+const COLUMNS: [&str; 3] = ["card.count_30d", "card.amount_sum_30d", "score"];
+
+/// What comes out of an event.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected {
+    card: u64,
+    /// How many there were of the card.
+    count: u64,
+    /// The sum of their amounts.
+    sum: u64,
+    amount: u64,
+}
+
+impl Expected {
+    /// What is in [`COLUMNS`].
+    fn columns(&self) -> [f64; 3] {
+        [self.count as f64, self.sum as f64 / UNIT as f64, self.score()]
+    }
+
+    fn score(&self) -> f64 {
+        self.amount as f64 / UNIT as f64
+    }
+}
+
+/// How many events there were of each card, and the sum of their amounts. A card's events stand in one partition, so their
 /// order is given.
 #[derive(Default)]
 pub struct Oracle {
     cards: HashMap<u64, (u64, u64)>,
-    /// By id: card, how many with it, sum with it.
-    pub expected: BTreeMap<u64, (u64, u64, u64)>,
+    /// By id.
+    pub expected: BTreeMap<u64, Expected>,
     /// Ids of events that can't be decoded, in the order they were written.
     pub poison: Vec<u64>,
+    pub watched: Watched,
+    pub labels: Labels,
 }
 
 impl Oracle {
@@ -28,16 +60,19 @@ impl Oracle {
     pub fn event(&mut self, id: u64, random: &mut Random) -> (i32, String) {
         let card = random.below(CARDS);
         let partition = (card % PARTITIONS as u64) as i32;
+        let at = 1_700_000_000_000 + id;
+        let amount = random.below(UNIT / 2) + if (id / LEVEL).is_multiple_of(2) { 0 } else { UNIT / 2 };
+        self.labels.label(id, at, amount, random);
         if random.below(50) == 0 {
             self.poison.push(id);
             return (partition, format!("{{\"id\":{id},\"card\":"));
         }
-        // Whole numbers: their sums are exact in any order.
-        let amount = random.below(1_000);
         let (count, sum) = self.cards.entry(card).or_default();
         (*count, *sum) = (*count + 1, *sum + amount);
-        self.expected.insert(id, (card, *count, *sum));
-        let at = 1_700_000_000_000 + id;
+        let expected = Expected { card, count: *count, sum: *sum, amount };
+        self.expected.insert(id, expected);
+        let amount = expected.score();
+        self.watched.event(card, amount);
         (partition, format!("{{\"id\":{id},\"at\":{at},\"card\":{card},\"amount\":{amount}}}"))
     }
 
@@ -51,10 +86,12 @@ impl Oracle {
             if seen.insert(id, at).is_some() {
                 return Err(format!("event {id} is there twice, the second time as record {at}"));
             }
-            let (card, count, sum) = *self.expected.get(&id).ok_or_else(|| format!("there was no event {id}"))?;
-            let found = (vector["card.count_30d"].as_u64(), vector["card.amount_sum_30d"].as_f64());
-            if found != (Some(count), Some(sum as f64)) {
-                return Err(format!("event {id} of card {card} has not count {count} and sum {sum}: {vector}"));
+            let expected = self.expected.get(&id).ok_or_else(|| format!("there was no event {id}"))?;
+            let Expected { card, count, .. } = *expected;
+            let number = |column: &str| vector[column].as_f64();
+            let found = COLUMNS.map(number);
+            if found != expected.columns().map(Some) {
+                return Err(format!("event {id} is not {expected:?}: {vector}"));
             }
             if counts.insert(card, count).is_some_and(|before| before >= count) {
                 return Err(format!("event {id} of card {card} stands behind a later one"));
@@ -82,6 +119,12 @@ impl Oracle {
         }
     }
 
+    /// Whether a job's summary has the figures of all predictions that were judged.
+    pub fn check_quality(&self, summary: &Value) -> Result<(), String> {
+        let predictions = self.expected.iter().map(|(id, expected)| (*id, expected.card, expected.score()));
+        self.labels.check(predictions, summary)
+    }
+
     /// Whether what is served of every card is what its last event has made of it.
     pub fn check_served(&self, address: &str) -> Result<(), String> {
         for (card, (count, sum)) in &self.cards {
@@ -89,8 +132,8 @@ impl Oracle {
             let served: Value = serde_json::from_str(&body).map_err(|error| format!("{body}: {error}"))?;
             let features = &served["features"];
             let found = (features["count_30d"].as_u64(), features["amount_sum_30d"].as_f64());
-            if found != (Some(*count), Some(*sum as f64)) {
-                return Err(format!("card {card} has not count {count} and sum {sum}: {body}"));
+            if found != (Some(*count), Some(*sum as f64 / UNIT as f64)) {
+                return Err(format!("card {card} has not count {count} and sum {sum}/{UNIT}: {body}"));
             }
         }
         Ok(())
@@ -98,18 +141,21 @@ impl Oracle {
 
     /// Whether the offline store has the right rows, through its own reader in another language.
     pub fn check_table(&self, folder: &Path) -> Result<(), String> {
-        let said = python("print_table.py").arg(folder).args(["id", "card.count_30d", "card.amount_sum_30d"]).output();
+        let said = python("print_table.py").arg(folder).arg("id").args(COLUMNS).output();
         let said = said.map_err(|error| error.to_string())?;
         if !said.status.success() {
             return Err(String::from_utf8_lossy(&said.stderr).into_owned());
         }
         let row =
-            |line: &str| serde_json::from_str::<(u64, u64, f64)>(line).map_err(|error| format!("{line}: {error}"));
-        let mut found: Vec<(u64, u64, f64)> =
+            |line: &str| serde_json::from_str::<(u64, f64, f64, f64)>(line).map_err(|error| format!("{line}: {error}"));
+        let mut found: Vec<(u64, f64, f64, f64)> =
             String::from_utf8_lossy(&said.stdout).lines().map(row).collect::<Result<_, _>>()?;
         found.sort_by_key(|(id, ..)| *id);
-        let expected: Vec<(u64, u64, f64)> =
-            self.expected.iter().map(|(id, (_, count, sum))| (*id, *count, *sum as f64)).collect();
+        let row = |(id, expected): (&u64, &Expected)| {
+            let [count, sum, score] = expected.columns();
+            (*id, count, sum, score)
+        };
+        let expected: Vec<_> = self.expected.iter().map(row).collect();
         let (rows, wanted) = (found.len(), expected.len());
         let differing = found.iter().zip(&expected).find(|(found, expected)| found != expected);
         match found == expected {
