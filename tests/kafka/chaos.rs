@@ -11,9 +11,11 @@ use millstream::failpoint::{Flaw, Point};
 
 use super::*;
 use crate::random::{Random, seed, variable};
+use deaths::Steps;
 use driver::{Chaos, Death};
 
 mod cluster;
+pub mod deaths;
 pub mod driver;
 mod frozen;
 mod network;
@@ -26,8 +28,11 @@ pub mod world;
 /// Runs of so many deaths and more take some seconds for one now and then.
 const MANY: u64 = 20;
 
+/// So many segments may lie side by side. Each run that has made a checkpoint leaves one.
+const FILES: usize = 16;
+
 /// A death of any kind, one of many or of few.
-fn death(random: &mut Random, kills: u64) -> Death {
+fn death(random: &mut Random, chaos: &mut Chaos, kills: u64) -> Death {
     let pause = Duration::from_millis(random.below(900));
     if kills >= MANY && random.below(20) == 0 {
         return Death::Frozen(frozen::ENDED_AFTER + pause);
@@ -35,34 +40,7 @@ fn death(random: &mut Random, kills: u64) -> Death {
     match random.below(5) {
         0 => Death::Early(pause),
         1 | 2 => Death::Working(pause),
-        _ => {
-            // Where a run always comes by, and soon; the others have a test of their own.
-            let often = [
-                Point::StateLoaded,
-                Point::FileCut,
-                Point::WritersFenced,
-                Point::MarkerFound,
-                Point::LinesWritten,
-                Point::RecordsDrained,
-                Point::CheckpointGathered,
-                Point::BlocksAppended,
-                Point::ManifestDrafted,
-                Point::ManifestPublished,
-                Point::MarkerSent,
-                Point::TransactionCommitted,
-                Point::TableStaged,
-                Point::TableCommitted,
-            ];
-            let point = often[random.below(often.len() as u64) as usize];
-            let times = match point {
-                Point::StateLoaded | Point::FileCut => 1,
-                Point::TableStaged | Point::TableCommitted | Point::WritersFenced | Point::MarkerFound => {
-                    1 + random.below(2)
-                }
-                _ => 1 + random.below(12),
-            };
-            Death::At(point, times)
-        }
+        _ => Death::Sought(chaos.steps.draw(random)),
     }
 }
 
@@ -70,9 +48,11 @@ fn death(random: &mut Random, kills: u64) -> Death {
 fn nothing_is_lost_and_nothing_repeated_however_often_the_job_is_killed() {
     let kills = variable("KILLS").unwrap_or(8);
     let seed = seed();
-    let (mut random, mut chaos) = (Random(seed), frozen::with_short_transactions(seed));
+    let mut random = Random(seed);
+    let mut chaos = frozen::with_short_transactions(seed).with_steps(Steps::of_run(kills, &[]));
     for _ in 0..kills {
-        chaos.live(1 + random.below(4), death(&mut random, kills));
+        let death = death(&mut random, &mut chaos, kills);
+        chaos.live(1 + random.below(4), death);
     }
     chaos.finish(1 + random.below(4)).unwrap();
 }
@@ -80,14 +60,14 @@ fn nothing_is_lost_and_nothing_repeated_however_often_the_job_is_killed() {
 #[test]
 fn a_job_may_die_at_every_step() {
     let seed = seed();
-    let (mut random, mut chaos) = (Random(seed), Chaos::new(seed));
+    let (mut random, mut chaos) = (Random(seed), Chaos::new(seed).with_steps(Steps::without(&[])));
     for point in Point::ALL {
         // Some steps have a reason: an outbox that is not committed, manifests to be swept, segments that are worth a merge.
         match point {
             Point::OutboxSent => chaos.live(2, Death::At(Point::ManifestPublished, 5)),
             Point::BaseMerged => {
-                while chaos.runs() < 18 {
-                    chaos.live(1, Death::At(Point::MarkerSent, 1));
+                while chaos.service.segments() <= FILES {
+                    chaos.live(1, Death::At(Point::ManifestPublished, 3));
                 }
             }
             _ => {}
@@ -123,7 +103,7 @@ fn every_mistake_is_found_out() {
     let seed = seed();
     for flaw in Flaw::ALL.iter().filter(|flaw| !matches!(flaw, Flaw::MarkerBeforeFence | Flaw::NoSync)) {
         let (pauses, deaths) = deaths_for(*flaw);
-        let mut chaos = Chaos::wrong(seed, *flaw);
+        let mut chaos = Chaos::new(seed).wrong(*flaw);
         chaos.pauses = pauses;
         for death in deaths {
             chaos.live(2, *death);

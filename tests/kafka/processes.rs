@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
+use super::chaos::deaths::{Deaths, Step, Steps, died_at};
 use super::chaos::world::{TOPICS, World};
 use super::service::{Service, address, get, scrape};
 use super::*;
@@ -31,6 +32,9 @@ fn reading(log: &str) -> usize {
 
 /// Longer than the silence after which a process is thought gone, and a start.
 const LONG: Duration = Duration::from_secs(90);
+
+/// How long a step is waited for that may not come; a start is waited for longer and longer.
+const SEARCH: Duration = Duration::from_secs(20);
 
 /// Waits for something that a job says.
 fn until(running: &mut Running, what: &str, done: impl Fn(&str) -> bool) {
@@ -68,6 +72,54 @@ fn finish(mut world: World, service: &Service, mut running: Running) -> usize {
     events
 }
 
+/// Kills a process of a supervisor's job sometime, and waits until the job is started again.
+fn kill_one(running: &mut Running, processes: u64, random: &mut Random) -> String {
+    // Sometimes while they start, sometimes at work.
+    if random.below(3) > 0 {
+        let before = reading(&running.err());
+        until(running, "all read", |log| reading(log) >= before.max(processes as usize));
+    }
+    std::thread::sleep(Duration::from_millis(random.below(1_200)));
+    let all = started(&running.err());
+    let (number, pid, restarts) = all[all.len() - 1 - random.below(processes) as usize];
+    signal(pid, "KILL");
+    until(running, "the job is started again", |log| started(log).last().unwrap().2 > restarts);
+    format!("process {number} of {processes}")
+}
+
+/// Waits until a process has died at the step that all of them were started with, and the job is started again: true if that happens
+/// before long.
+fn dies_at_step(running: &mut Running, before: usize) -> bool {
+    let deadline = Instant::now() + SEARCH;
+    while died_at(&running.err()).len() <= before {
+        assert!(running.runs(), "it has ended: {}", running.err());
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let restarts = started(&running.err()).last().unwrap().2;
+    until(running, "the job is started again", |log| started(log).last().unwrap().2 > restarts);
+    true
+}
+
+/// Ends a supervisor: by a kill, with which its processes die, or not.
+fn end(running: Running, random: &mut Random) -> Option<&'static str> {
+    if random.below(2) == 0 {
+        running.terminate();
+        running.end();
+        return None;
+    }
+    let last = started(&running.err());
+    drop(running);
+    let gone = Instant::now() + LONG;
+    while last.iter().any(|(_, pid, _)| exists(*pid)) {
+        assert!(Instant::now() < gone, "processes outlive their supervisor");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Some("supervisor")
+}
+
 #[test]
 fn whichever_process_is_killed_nothing_is_lost_and_nothing_repeated() {
     let kills = variable("KILLS").unwrap_or(5).div_ceil(2);
@@ -75,57 +127,48 @@ fn whichever_process_is_killed_nothing_is_lost_and_nothing_repeated() {
     let mut random = Random(seed);
     let service = service();
     let world = World::around(&service, seed);
-    let mut deaths: BTreeMap<String, u64> = BTreeMap::new();
-    let mut generations = 0;
-    let mut killed = 0;
+    let (mut deaths, mut steps) = (Deaths::default(), Steps::of_run(kills, &[]));
+    let (mut generations, mut killed) = (0, 0);
     while killed < kills {
-        // Another supervisor, of another number of processes and workers.
+        // Another supervisor, of another number of processes and workers. Of most of them the processes die by themselves, whichever
+        // comes by first, after each start.
         let (processes, workers) = (1 + random.below(3), 1 + random.below(2));
-        let (p, w) = (processes.to_string(), workers.to_string());
-        let mut running = service.run(&["--processes", &p, "--workers", &w, "--http", "off"]);
+        let step = (random.below(3) > 0).then(|| steps.draw(&mut random));
+        let mut running = supervise(&service, processes, workers, step);
+        let mut at_step = 0;
         for _ in 0..1 + random.below(3) {
             let starts = started(&running.err()).len();
             until(&mut running, "they were all started", |log| {
                 let started = started(log).len();
                 started > 0 && started >= starts && started as u64 % processes == 0
             });
-            // Sometimes while they start, sometimes at work.
-            if random.below(3) > 0 {
-                let before = reading(&running.err());
-                until(&mut running, "all read", |log| reading(log) >= before.max(processes as usize));
-            }
-            std::thread::sleep(Duration::from_millis(random.below(1_200)));
-            let all = started(&running.err());
-            let (number, pid, restarts) = all[all.len() - 1 - random.below(processes) as usize];
-            signal(pid, "KILL");
+            let name = match step {
+                Some(step) if dies_at_step(&mut running, at_step) => step.point.name().to_owned(),
+                _ => kill_one(&mut running, processes, &mut random),
+            };
+            at_step = died_at(&running.err()).len();
             killed += 1;
-            *deaths.entry(format!("process {number} of {processes}")).or_default() += 1;
-            println!("kill {killed}: process {number} of {processes} x {workers}, start {restarts}");
-            until(&mut running, "the job is started again", |log| started(log).last().unwrap().2 > restarts);
+            println!("kill {killed}: {name}, {processes} x {workers}");
+            deaths.count(&name);
         }
-        let last = started(&running.err());
-        generations += last.last().unwrap().2 + 1;
-        if random.below(2) == 0 {
-            // The supervisor dies, and its processes with it.
-            drop(running);
-            let gone = Instant::now() + LONG;
-            while last.iter().any(|(_, pid, _)| exists(*pid)) {
-                assert!(Instant::now() < gone, "processes outlive their supervisor");
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            *deaths.entry("supervisor".into()).or_default() += 1;
-        } else {
-            let before = last.len();
-            until(&mut running, "they were all started", |log| started(log).len() >= before);
-            running.terminate();
-            running.end();
-        }
+        generations += started(&running.err()).last().unwrap().2 + 1;
+        end(running, &mut random).into_iter().for_each(|name| deaths.count(name));
     }
     let mut running = service.run(&["--processes", "2", "--workers", "2", "--http", "off"]);
     generations += 1;
     until(&mut running, "both read", |log| reading(log) >= 2);
     let events = finish(world, &service, running);
-    println!("{killed} kills ({deaths:?}), {generations} generations, {events} events: 0 lost, 0 repeated");
+    print!("{}", deaths.table(&steps));
+    println!("{killed} kills, {generations} generations, {events} events: 0 lost, 0 repeated");
+}
+
+/// Starts the processes of a job, which may all die at a step.
+fn supervise(service: &Service, processes: u64, workers: u64, step: Option<Step>) -> Running {
+    let (processes, workers) = (processes.to_string(), workers.to_string());
+    let mut command = service.command();
+    command.env("MILLSTREAM_FAILPOINTS", step.map_or(String::new(), |step| step.to_string()));
+    command.arg("run").arg(service.topology()).args(["--json", "--http", "off"]);
+    Running::start(command.args(["--processes", &processes, "--workers", &workers]))
 }
 
 /// A process of a job at hosts, with failpoints.

@@ -130,6 +130,11 @@ impl Service {
         entries.filter_map(|entry| epoch(entry.ok()?.path())).max().unwrap_or_default()
     }
 
+    /// How many files there are with changes of state, in its folder.
+    pub fn segments(&self) -> usize {
+        std::fs::read_dir(self.folder().join("state/seg")).map_or(0, Iterator::count)
+    }
+
     /// What `millstream checkpoint` says; nothing if it fails.
     pub fn checkpoint(&self, what: &str) -> Value {
         let mut command = self.command();

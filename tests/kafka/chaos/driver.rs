@@ -1,11 +1,10 @@
 //! Runs a job from death to death, and in the end holds all that came out against what had to.
 
-use std::collections::BTreeMap;
-
 use millstream::failpoint::{Flaw, Point};
 
 use super::super::service::{Service, address};
 use super::super::*;
+use super::deaths::{Deaths, Step, Steps, died_at};
 use super::world::{TOPICS, World};
 use crate::program::{Running, Said};
 
@@ -15,6 +14,8 @@ const SILENCE: Duration = Duration::from_secs(20);
 const SILENCE_OF_THE_WRONG: Duration = Duration::from_secs(3);
 /// How long something is waited for that comes.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The same for a step that may not come.
+const SEARCH: Duration = Duration::from_secs(10);
 /// How often something is looked at that is waited for.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -27,6 +28,8 @@ pub enum Death {
     Working(Duration),
     /// It dies by itself when it comes by for this time.
     At(Point, u64),
+    /// The same, or it is killed if it does not come by for long.
+    Sought(Step),
     /// It is frozen for so long, another copy works meanwhile, it wakes up and ends; then the other is killed.
     Frozen(Duration),
 }
@@ -38,6 +41,7 @@ impl Death {
             Death::Early(_) => "at the start",
             Death::Working(_) => "at work",
             Death::At(point, _) => point.name(),
+            Death::Sought(_) => "looking for a step",
             Death::Frozen(_) => "frozen",
         }
     }
@@ -52,7 +56,9 @@ pub struct Chaos {
     /// More that is set for every run but the last.
     pub pauses: &'static str,
     runs: u64,
-    deaths: BTreeMap<String, u64>,
+    pub deaths: Deaths,
+    /// Steps to die at.
+    pub steps: Steps,
     /// The folders of copies that were frozen.
     former: Vec<Service>,
 }
@@ -63,9 +69,9 @@ impl Chaos {
         Chaos::of(Service::new(brokers(), "chaos"), seed)
     }
 
-    /// The same with a mistake.
-    pub fn wrong(seed: u64, flaw: Flaw) -> Chaos {
-        Chaos { flaw: Some(flaw), ..Chaos::new(seed) }
+    /// The same job with a mistake.
+    pub fn wrong(self, flaw: Flaw) -> Chaos {
+        Chaos { flaw: Some(flaw), ..self }
     }
 
     /// A job whose topics are not there yet.
@@ -77,9 +83,15 @@ impl Chaos {
             flaw: None,
             pauses: "",
             runs: 0,
-            deaths: BTreeMap::new(),
+            deaths: Deaths::default(),
+            steps: Steps::without(Point::ALL),
             former: Vec::new(),
         }
+    }
+
+    /// The same job, which may die at these steps.
+    pub fn with_steps(self, steps: Steps) -> Chaos {
+        Chaos { steps, ..self }
     }
 
     /// Whether it makes a mistake.
@@ -110,12 +122,15 @@ impl Chaos {
     /// Waits for a checkpoint that is newer than of epoch `before`, or the job's end.
     pub fn until_checkpoint(&self, running: &mut Running, before: u64) {
         until(running, |_| self.service.newest_epoch() > before);
+        let works = !running.runs() || self.service.newest_epoch() > before;
+        assert!(works, "no checkpoint after epoch {before} for {PATIENCE:?}: {}", running.err());
     }
 
     /// Runs the job until its death.
     pub fn live(&mut self, workers: u64, death: Death) {
         let failpoint = match death {
             Death::At(point, times) => format!("{},{}=kill@{times}", self.pauses, point.name()),
+            Death::Sought(step) => format!("{},{step}", self.pauses),
             _ => self.pauses.to_string(),
         };
         let before = self.service.newest_epoch();
@@ -127,16 +142,33 @@ impl Chaos {
                 std::thread::sleep(pause);
             }
             Death::At(..) => until(&mut running, |_| false),
+            Death::Sought(_) => wait(&mut running, SEARCH, |_| false),
             Death::Frozen(pause) => {
                 self.until_checkpoint(&mut running, before);
                 running = self.replace(running, workers, pause);
             }
         }
-        let died = !running.runs();
-        let expected = matches!(death, Death::At(point, _) if running.err().contains(point.name()));
-        assert!(died == expected, "run {} ({death:?}, {workers} workers): {}", self.runs, running.err());
-        self.died(death.name());
-        println!("run {}: {workers} workers, {death:?}, {} events written", self.runs, self.world.written());
+        let name = self.died_of(running, workers, death);
+        println!("run {}: {workers} workers, {death:?}: {name}, {} events written", self.runs, self.world.written());
+        self.died(&name);
+    }
+
+    /// Kills the job unless it has died by itself, as it may, and gives what it has died of.
+    fn died_of(&self, mut running: Running, workers: u64, death: Death) -> String {
+        let at = match death {
+            Death::At(point, _) => Some(point),
+            Death::Sought(step) => Some(step.point),
+            _ => None,
+        };
+        if running.runs() {
+            assert!(!matches!(death, Death::At(..)), "run {} ({death:?}) goes on: {}", self.runs, running.err());
+            return death.name().to_owned();
+        }
+        let said = running.end();
+        match died_at(&said.err).first() {
+            Some(point) if at == Some(*point) => point.name().to_owned(),
+            _ => panic!("run {} ({death:?}, {workers} workers): {}: {}", self.runs, said.status, said.err),
+        }
     }
 
     /// Kills the job and starts it again.
@@ -156,7 +188,7 @@ impl Chaos {
 
     /// Counts a death.
     pub fn died(&mut self, name: &str) {
-        *self.deaths.entry(name.to_string()).or_default() += 1;
+        self.deaths.count(name);
     }
 
     /// Freezes a copy for so long, while another takes over and works, and wakes it up: it must end. Gives the other.
@@ -193,7 +225,7 @@ impl Chaos {
     pub fn finish_with(self, mut running: Running) -> Result<Service, String> {
         let is_wrong = self.is_wrong();
         let silence = if is_wrong { SILENCE_OF_THE_WRONG } else { SILENCE };
-        let Chaos { mut world, service, runs, deaths, .. } = self;
+        let Chaos { mut world, service, runs, deaths, steps, .. } = self;
         // One that was stopped before it reads has not started.
         until(&mut running, |running| running.err().contains("\"reading\""));
         let written = world.settle(&mut running, &service, silence);
@@ -212,10 +244,10 @@ impl Chaos {
         }
         let [events, rejects, signals] = world.check(&written, &service, &said)?;
         served?;
+        print!("{}", deaths.table(&steps));
         println!(
-            "{} deaths ({}), {runs} generations, {events} events, {rejects} dead letters, {signals} signals: 0 lost, 0 repeated",
-            runs - 1,
-            deaths.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", "),
+            "{} deaths, {runs} generations, {events} events, {rejects} dead letters, {signals} signals: 0 lost, 0 repeated",
+            runs - 1
         );
         Ok(service)
     }
@@ -223,7 +255,12 @@ impl Chaos {
 
 /// Waits until it is `done`, the job has ended, or it has been long enough.
 pub fn until(running: &mut Running, done: impl Fn(&Running) -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    wait(running, PATIENCE, done);
+}
+
+/// The same for so long.
+fn wait(running: &mut Running, patience: Duration, done: impl Fn(&Running) -> bool) {
+    let deadline = Instant::now() + patience;
     while running.runs() && !done(running) && Instant::now() < deadline {
         std::thread::sleep(LOOK);
     }

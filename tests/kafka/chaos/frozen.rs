@@ -50,7 +50,7 @@ fn a_frozen_copy_that_wakes_up_does_no_harm() {
 
 #[test]
 fn who_reads_the_marker_before_the_fence_is_found_out() {
-    let chaos = Chaos::wrong(seed(), Flaw::MarkerBeforeFence);
+    let chaos = Chaos::new(seed()).wrong(Flaw::MarkerBeforeFence);
     let wrong = take_over(chaos, "marker-found=sleep:4000").unwrap_err();
     println!("{}: {wrong}", Flaw::MarkerBeforeFence.name());
 }
