@@ -98,17 +98,23 @@ fn deaths_for(flaw: Flaw) -> (&'static str, &'static [Death]) {
     }
 }
 
+/// Runs a job with a mistake; what is wrong with its outputs.
+fn with_mistake(seed: u64, flaw: Flaw) -> Result<(), String> {
+    let (pauses, deaths) = deaths_for(flaw);
+    let mut chaos = Chaos::new(seed).wrong(flaw);
+    chaos.pauses = pauses;
+    for death in deaths {
+        chaos.live(2, *death);
+    }
+    chaos.finish(2).map(drop)
+}
+
 #[test]
 fn every_mistake_is_found_out() {
     let seed = seed();
     for flaw in Flaw::ALL.iter().filter(|flaw| !matches!(flaw, Flaw::MarkerBeforeFence | Flaw::NoSync)) {
-        let (pauses, deaths) = deaths_for(*flaw);
-        let mut chaos = Chaos::new(seed).wrong(*flaw);
-        chaos.pauses = pauses;
-        for death in deaths {
-            chaos.live(2, *death);
-        }
-        let wrong = chaos.finish(2).map(drop).expect_err(flaw.name());
+        // On a busy machine a mistake may do no harm now and then.
+        let wrong = (0..3).find_map(|more| with_mistake(seed + more, *flaw).err()).expect(flaw.name());
         println!("{}: {}", flaw.name(), wrong.lines().next().unwrap_or_default());
         if *flaw == Flaw::LoseSlow {
             assert!(wrong.contains("detectors: ") && wrong.contains("outcomes: "), "{wrong}");

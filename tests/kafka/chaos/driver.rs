@@ -52,7 +52,7 @@ pub struct Chaos {
     pub service: Service,
     world: World,
     /// A mistake that it makes in every run.
-    pub flaw: Option<Flaw>,
+    flaw: Option<Flaw>,
     /// More that is set for every run but the last.
     pub pauses: &'static str,
     runs: u64,

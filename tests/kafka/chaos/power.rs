@@ -101,8 +101,11 @@ fn on(disk: &Disk, seed: u64) -> Chaos {
 /// A job on a disk whose power fails so often.
 fn with_power_cuts(disk: &Disk, flaw: Option<Flaw>, cuts: u64) -> Chaos {
     let seed = seed();
-    let (mut random, mut chaos) = (Random(seed), on(disk, seed));
-    chaos.flaw = flaw;
+    let mut random = Random(seed);
+    let mut chaos = match flaw {
+        Some(flaw) => on(disk, seed).wrong(flaw),
+        None => on(disk, seed),
+    };
     for cut in 0..cuts {
         let (before, workers) = (chaos.service.newest_epoch(), 1 + random.below(3));
         let mut running = chaos.start(workers, "");
