@@ -185,11 +185,12 @@ start() {
   echo $! > "$DIR/node-$1.pid"
 }
 
-# Waits until broker $1 accepts connections; it opens its port when it is ready to serve.
+# Waits until broker $1 accepts connections; it opens its port when it is ready to serve. A process that was started just now may not
+# have its command line yet, so it is enough that it is there.
 wait_for() {
   local deadline=$((SECONDS + START_SECONDS_MAX))
   until (exec 3<> "/dev/tcp/127.0.0.1/$(port "$1")") 2> /dev/null; do
-    running "$1" || { tail -5 "$DIR/node-$1.log" >&2; fail "broker $1 stopped; its log is $DIR/node-$1.log"; }
+    kill -0 "$(cat "$DIR/node-$1.pid")" 2> /dev/null || { tail -5 "$DIR/node-$1.log" >&2; fail "broker $1 stopped; its log is $DIR/node-$1.log"; }
     [ "$SECONDS" -lt "$deadline" ] || { tail -5 "$DIR/node-$1.log" >&2; fail "broker $1 is not up after ${START_SECONDS_MAX}s; its log is $DIR/node-$1.log"; }
     sleep 0.2
   done

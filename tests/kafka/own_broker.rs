@@ -3,8 +3,10 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::proxy::Proxy;
+use crate::random::Random;
 
 /// Brokers of one test; stopped, and their data deleted, when dropped.
 pub struct Broker {
@@ -74,14 +76,15 @@ impl Broker {
 }
 
 /// The first port of so many brokers. Each has four in a row, of the broker, its controller and its second listeners, ten after
-/// those of the one before.
+/// those of the one before. They are none that systems give to outgoing connections: one could take the place of a broker that is
+/// away for a while.
 fn free_port(brokers: u16) -> u16 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_nanos() as u64;
+    let mut random = Random(now);
     let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     let free = (0..50).find_map(|_| {
-        let first = TcpListener::bind("127.0.0.1:0").ok()?;
-        let port = first.local_addr().ok()?.port();
-        drop(first);
-        (port..port.checked_add(10 * brokers)?).filter(|at| (at - port) % 10 < 4).all(is_free).then_some(port)
+        let port = 20_000 + 10 * random.below(1_000) as u16;
+        (port..port + 10 * brokers).filter(|at| (at - port) % 10 < 4).all(is_free).then_some(port)
     });
     free.expect("free ports")
 }
