@@ -9,10 +9,14 @@
 
 use millstream::failpoint::{Flaw, Point};
 
+use super::own_broker::Broker;
+use super::proxy::Proxy;
+use super::service::Service;
 use super::*;
 use crate::random::{Random, seed, variable};
 use deaths::Steps;
 use driver::{Chaos, Death};
+use troubles::Troubles;
 
 mod cluster;
 pub mod deaths;
@@ -23,19 +27,23 @@ mod oracle;
 mod power;
 mod slow;
 mod storage;
+mod troubles;
 pub mod world;
 
-/// Runs of so many deaths and more take some seconds for one now and then.
+/// Runs of so many deaths and more have a broker of their own, which fails them, and take some seconds for a death now and then.
 const MANY: u64 = 20;
 
 /// So many segments may lie side by side. Each run that has made a checkpoint leaves one.
 const FILES: usize = 16;
+/// How long it takes until the brokers have ended a transaction of a job that has troubles of all kinds.
+const ENDED_AFTER: Duration = Duration::from_secs(14);
 
 /// A death of any kind, one of many or of few.
 fn death(random: &mut Random, chaos: &mut Chaos, kills: u64) -> Death {
     let pause = Duration::from_millis(random.below(900));
     if kills >= MANY && random.below(20) == 0 {
-        return Death::Frozen(frozen::ENDED_AFTER + pause);
+        chaos.troubles.end();
+        return Death::Frozen(ENDED_AFTER + pause);
     }
     match random.below(5) {
         0 => Death::Early(pause),
@@ -44,13 +52,28 @@ fn death(random: &mut Random, chaos: &mut Chaos, kills: u64) -> Death {
     }
 }
 
+/// A job with all troubles, or one of few deaths, which has full disks only: a broker of its own takes a while to start.
+fn chaos_of(kills: u64, seed: u64) -> Chaos {
+    let steps = Steps::of_run(kills, &[]);
+    if kills < MANY {
+        return Chaos::new(seed).with_steps(steps);
+    }
+    let proxy = Proxy::start();
+    let broker = Broker::behind(&proxy);
+    let service = Service::new(broker.address(), "chaos").set("TRANSACTION_TIMEOUT", network::TRANSACTION_TIMEOUT);
+    let service = service.set("BROKERS", &proxy.address());
+    Chaos::of(service, seed).with_steps(steps).with_troubles(Troubles::of_all(proxy, broker))
+}
+
 #[test]
 fn nothing_is_lost_and_nothing_repeated_however_often_the_job_is_killed() {
     let kills = variable("KILLS").unwrap_or(8);
     let seed = seed();
-    let mut random = Random(seed);
-    let mut chaos = frozen::with_short_transactions(seed).with_steps(Steps::of_run(kills, &[]));
+    let (mut random, mut chaos) = (Random(seed), chaos_of(kills, seed));
     for _ in 0..kills {
+        if random.below(3) == 0 {
+            chaos.troubles.begin(&mut random);
+        }
         let death = death(&mut random, &mut chaos, kills);
         chaos.live(1 + random.below(4), death);
     }

@@ -1,10 +1,13 @@
 //! Runs a job from death to death, and in the end holds all that came out against what had to.
 
+use std::cell::Cell;
+
 use millstream::failpoint::{Flaw, Point};
 
 use super::super::service::{Service, address};
 use super::super::*;
 use super::deaths::{Deaths, Step, Steps, died_at};
+use super::troubles::Troubles;
 use super::world::{TOPICS, World};
 use crate::program::{Running, Said};
 
@@ -59,6 +62,8 @@ pub struct Chaos {
     pub deaths: Deaths,
     /// Steps to die at.
     pub steps: Steps,
+    /// What happens around it.
+    pub troubles: Troubles,
     /// The folders of copies that were frozen.
     former: Vec<Service>,
 }
@@ -85,6 +90,7 @@ impl Chaos {
             runs: 0,
             deaths: Deaths::default(),
             steps: Steps::without(Point::ALL),
+            troubles: Troubles::of_disk(),
             former: Vec::new(),
         }
     }
@@ -92,6 +98,11 @@ impl Chaos {
     /// The same job, which may die at these steps.
     pub fn with_steps(self, steps: Steps) -> Chaos {
         Chaos { steps, ..self }
+    }
+
+    /// The same job in another world.
+    pub fn with_troubles(self, troubles: Troubles) -> Chaos {
+        Chaos { troubles, ..self }
     }
 
     /// Whether it makes a mistake.
@@ -112,17 +123,23 @@ impl Chaos {
     /// Starts the job.
     pub fn start(&mut self, workers: u64, failpoints: &str) -> Running {
         self.runs += 1;
-        let flaw = self.flaw.map_or("", Flaw::name);
+        self.troubles.job_starts();
+        let (flaw, disk) = (self.flaw.map_or("", Flaw::name), self.troubles.failpoint());
         let mut command = self.service.command();
-        command.env("MILLSTREAM_FAILPOINTS", format!("{flaw},{failpoints}"));
+        command.env("MILLSTREAM_FAILPOINTS", format!("{flaw},{disk},{failpoints}"));
         command.arg("run").arg(self.service.topology()).arg("--json");
         Running::start(command.args(["--workers", &workers.to_string(), "--http", "127.0.0.1:0"]))
     }
 
     /// Waits for a checkpoint that is newer than of epoch `before`, or the job's end.
     pub fn until_checkpoint(&self, running: &mut Running, before: u64) {
-        until(running, |_| self.service.newest_epoch() > before);
-        let works = !running.runs() || self.service.newest_epoch() > before;
+        // Looked at once more it may be swept already, with the next not seen.
+        let is_there = Cell::new(false);
+        until(running, |_| {
+            is_there.set(self.service.newest_epoch() > before);
+            is_there.get()
+        });
+        let works = !running.runs() || is_there.get();
         assert!(works, "no checkpoint after epoch {before} for {PATIENCE:?}: {}", running.err());
     }
 
@@ -165,8 +182,12 @@ impl Chaos {
             return death.name().to_owned();
         }
         let said = running.end();
-        match died_at(&said.err).first() {
-            Some(point) if at == Some(*point) => point.name().to_owned(),
+        match (died_at(&said.err).first(), self.troubles.excuse(&said)) {
+            (Some(point), _) if at == Some(*point) => point.name().to_owned(),
+            (None, Some(excuse)) => {
+                println!("{}", said.err.lines().last().unwrap_or_default());
+                excuse.to_owned()
+            }
             _ => panic!("run {} ({death:?}, {workers} workers): {}: {}", self.runs, said.status, said.err),
         }
     }
@@ -216,6 +237,7 @@ impl Chaos {
     /// A last run, which is left alone until all has come that will come, and is told to stop; then what is wrong with any
     /// of the outputs.
     pub fn finish(mut self, workers: u64) -> Result<Service, String> {
+        self.troubles.end();
         let running = self.start(workers, "");
         std::thread::sleep(Duration::from_millis(300));
         self.finish_with(running)
@@ -225,7 +247,7 @@ impl Chaos {
     pub fn finish_with(self, mut running: Running) -> Result<Service, String> {
         let is_wrong = self.is_wrong();
         let silence = if is_wrong { SILENCE_OF_THE_WRONG } else { SILENCE };
-        let Chaos { mut world, service, runs, deaths, steps, .. } = self;
+        let Chaos { mut world, service, runs, deaths, steps, troubles, .. } = self;
         // One that was stopped before it reads has not started.
         until(&mut running, |running| running.err().contains("\"reading\""));
         let written = world.settle(&mut running, &service, silence);
@@ -244,7 +266,7 @@ impl Chaos {
         }
         let [events, rejects, signals] = world.check(&written, &service, &said)?;
         served?;
-        print!("{}", deaths.table(&steps));
+        print!("{}{}", deaths.table(&steps), troubles.told());
         println!(
             "{} deaths, {runs} generations, {events} events, {rejects} dead letters, {signals} signals: 0 lost, 0 repeated",
             runs - 1

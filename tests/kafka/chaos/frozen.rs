@@ -8,10 +8,10 @@ use super::driver::{Chaos, Death, check_lost, until_waiting};
 use crate::random::seed;
 
 /// How long it takes until the brokers have ended a transaction of such a job. They look once a second.
-pub const ENDED_AFTER: Duration = Duration::from_secs(8);
+const ENDED_AFTER: Duration = Duration::from_secs(8);
 
 /// A job whose transactions end early.
-pub fn with_short_transactions(seed: u64) -> Chaos {
+fn with_short_transactions(seed: u64) -> Chaos {
     Chaos::of(Service::new(brokers(), "chaos").set("TRANSACTION_TIMEOUT", "6s"), seed)
 }
 

@@ -9,34 +9,32 @@ use crate::program::Running;
 use crate::random::{Random, seed, variable};
 
 /// How long a job waits for an answer whose transactions may be open for so long.
-const TRANSACTION_TIMEOUT: &str = "12s";
+pub const TRANSACTION_TIMEOUT: &str = "12s";
 const ANSWER_WAIT: Duration = Duration::from_secs(3);
 
 /// What happens to the network. It works again afterwards.
 #[derive(Debug, Clone, Copy)]
-enum Trouble {
+pub enum Trouble {
     /// All connections are reset.
     Reset,
-    /// All connections are reset, and nobody can connect for a while.
-    Away,
-    /// Nothing passes for a while that is shorter than anybody waits.
-    Hiccup,
-    /// Nothing passes, until requests are made again.
-    Stall,
-    /// Requests pass and answers do not, until requests are made again.
-    Mute,
+    /// It is like that for a while. When nobody can connect, all connections are reset as well.
+    Lasts(Network, Duration),
     /// A request is carried out, and its answer is lost.
     Swallow(Request),
     /// The same, and the job is killed.
     SwallowAndKill(Request),
 }
 
+/// Until requests are made again.
+const LONG_WAIT: Duration = ANSWER_WAIT.saturating_add(Duration::from_millis(1500));
+
 const TROUBLES: [Trouble; 12] = [
     Trouble::Reset,
-    Trouble::Away,
-    Trouble::Hiccup,
-    Trouble::Stall,
-    Trouble::Mute,
+    Trouble::Lasts(Network::Refuses, Duration::from_secs(2)),
+    // Shorter than anybody waits.
+    Trouble::Lasts(Network::Stalls, Duration::from_secs(1)),
+    Trouble::Lasts(Network::Stalls, LONG_WAIT),
+    Trouble::Lasts(Network::Mute, LONG_WAIT),
     Trouble::Swallow(Request::EndTxn),
     Trouble::SwallowAndKill(Request::EndTxn),
     Trouble::Swallow(Request::Produce),
@@ -48,22 +46,17 @@ const TROUBLES: [Trouble; 12] = [
 
 impl Trouble {
     /// Has it happen.
-    fn befall(self, proxy: &Proxy) {
-        let long = ANSWER_WAIT + Duration::from_millis(1500);
-        let network = |network, pause| {
-            proxy.set(network);
-            if network == Network::Refuses {
-                proxy.cut();
-            }
-            std::thread::sleep(pause);
-            proxy.set(Network::Works);
-        };
+    pub fn befall(self, proxy: &Proxy) {
         match self {
             Trouble::Reset => proxy.cut(),
-            Trouble::Away => network(Network::Refuses, Duration::from_secs(2)),
-            Trouble::Hiccup => network(Network::Stalls, ANSWER_WAIT / 3),
-            Trouble::Stall => network(Network::Stalls, long),
-            Trouble::Mute => network(Network::Mute, long),
+            Trouble::Lasts(network, pause) => {
+                proxy.set(network);
+                if network == Network::Refuses {
+                    proxy.cut();
+                }
+                std::thread::sleep(pause);
+                proxy.set(Network::Works);
+            }
             Trouble::Swallow(request) | Trouble::SwallowAndKill(request) => proxy.swallow_answer(request),
         }
     }
