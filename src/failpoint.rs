@@ -106,6 +106,8 @@ names! {
         SkipOne = "skip-one",
         /// A position is one too early.
         RepeatOne = "repeat-one",
+        /// A call of a transaction that has had no answer in time is not made again.
+        NoRetry = "no-retry",
         /// A file sink is not cut back.
         NoCut = "no-cut",
         /// What a manifest names is not made durable before it.

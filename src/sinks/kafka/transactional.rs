@@ -453,7 +453,7 @@ fn again(
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        let late = deadline.is_some_and(|deadline| Instant::now() > deadline);
+        let late = deadline.is_some_and(|deadline| Instant::now() > deadline) || failpoint::has(Flaw::NoRetry);
         match &error {
             KafkaError::Transaction(told) if told.is_retriable() && !told.is_fatal() && !late => {
                 topic.warn(&format!("{doing}: {told}; trying again"));

@@ -1,5 +1,7 @@
 //! A network that fails between a job and its broker, while who writes the events and reads the outputs has another one.
 
+use millstream::failpoint::Flaw;
+
 use super::super::own_broker::Broker;
 use super::super::proxy::{Network, Proxy, Request};
 use super::super::service::Service;
@@ -25,16 +27,13 @@ pub enum Trouble {
     SwallowAndKill(Request),
 }
 
-/// Until requests are made again.
-const LONG_WAIT: Duration = ANSWER_WAIT.saturating_add(Duration::from_millis(1500));
-
-const TROUBLES: [Trouble; 12] = [
+const TROUBLES: [Trouble; 11] = [
     Trouble::Reset,
     Trouble::Lasts(Network::Refuses, Duration::from_secs(2)),
     // Shorter than anybody waits.
     Trouble::Lasts(Network::Stalls, Duration::from_secs(1)),
-    Trouble::Lasts(Network::Stalls, LONG_WAIT),
-    Trouble::Lasts(Network::Mute, LONG_WAIT),
+    // Until requests are made again.
+    Trouble::Lasts(Network::Mute, ANSWER_WAIT.saturating_add(Duration::from_millis(1500))),
     Trouble::Swallow(Request::EndTxn),
     Trouble::SwallowAndKill(Request::EndTxn),
     Trouble::Swallow(Request::Produce),
@@ -105,4 +104,36 @@ fn a_network_that_fails_costs_time_and_nothing_else() {
         behind = behind.lives_through(TROUBLES[random.below(TROUBLES.len() as u64) as usize]);
     }
     behind.chaos.finish_with(behind.running).unwrap();
+}
+
+/// Longer than a call to the brokers may take before it is made again, and shorter than a transaction may be open.
+const LONGER_THAN_A_CALL: Duration = Duration::from_millis(10_500);
+
+#[test]
+fn a_call_without_an_answer_is_made_again_and_a_job_that_does_not_ends() {
+    let proxy = Proxy::start();
+    let broker = Broker::behind(&proxy);
+    let behind = || Service::new(broker.address(), "chaos").set("BROKERS", &proxy.address());
+    let seed = seed();
+    let (mut right, mut wrong) = (Chaos::of(behind(), seed), Chaos::of(behind(), seed).wrong(Flaw::NoRetry));
+    // Most of the time there is a commit to come.
+    let commits_late = "marker-sent=sleep:200";
+    let (mut running, mut ending) = (right.start(1, commits_late), wrong.start(1, commits_late));
+    right.goes_on(&mut running);
+    wrong.goes_on(&mut ending);
+    // Not each finds both in the middle of a call.
+    let have_met_it =
+        |running: &Running, ending: &mut Running| running.err().contains("trying again") && !ending.runs();
+    for _ in 0..4 {
+        Trouble::Lasts(Network::Stalls, LONGER_THAN_A_CALL).befall(&proxy);
+        right.goes_on(&mut running);
+        if have_met_it(&running, &mut ending) {
+            break;
+        }
+    }
+    assert!(running.err().contains("trying again"), "{}", running.err());
+    right.finish_with(running).unwrap();
+    assert!(!ending.runs(), "it goes on: {}", ending.err());
+    let said = ending.end();
+    assert_eq!(said.status.code(), Some(1), "{}", said.err);
 }
