@@ -10,6 +10,7 @@ use crate::backfill::BackfillError;
 use crate::change::{NoGroup, Refused};
 use crate::checkpoint::CheckpointError;
 use crate::cluster::PeerFailure;
+use crate::exit;
 use crate::models::ModelError;
 use crate::plan::Plan;
 use crate::runtime::damaged::Damaged;
@@ -97,7 +98,8 @@ pub fn main(run: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             say(&describe(&error));
-            ExitCode::from(exit_code(&error))
+            // A job that failed, or was told to end at once, may have threads at work.
+            exit::after_output(exit_code(&error))
         }
     }
 }
@@ -112,7 +114,7 @@ fn end_on_panic() {
         report(panic);
         let thread = std::thread::current().name().unwrap_or("unnamed").to_string();
         tracing::error!(thread, panic = %panic, "a bug in millstream: the process ends");
-        std::process::exit(INTERNAL);
+        exit::now(INTERNAL);
     }));
 }
 

@@ -24,6 +24,8 @@
 use std::ops::Range;
 use std::sync::Once;
 
+use crate::exit;
+
 pub mod handshake;
 pub mod join;
 pub mod link;
@@ -80,7 +82,7 @@ impl Shape {
 pub fn lost(process: usize, why: &str) -> ! {
     static SAID: Once = Once::new();
     SAID.call_once(|| tracing::error!(process, why, "another process of the job is gone: this one ends as well"));
-    std::process::exit(LOST)
+    exit::now(LOST)
 }
 
 /// What another process of the job reported before it ended: this one ends for the same reason.

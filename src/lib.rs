@@ -9,6 +9,7 @@ pub mod cli;
 pub mod cluster;
 pub mod display;
 pub mod encode;
+pub mod exit;
 pub mod failpoint;
 pub mod graph;
 pub mod http;

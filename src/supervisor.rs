@@ -22,6 +22,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{self, handshake};
+use crate::exit;
 
 /// The environment variable that tells a process its place.
 pub const VARIABLE: &str = "MILLSTREAM_PROCESS";
@@ -111,7 +112,7 @@ pub fn obey(drain: impl Fn() + Send + 'static) -> anyhow::Result<()> {
             }
         }
         tracing::error!("the supervisor is gone: this process ends as well");
-        std::process::exit(cluster::LOST);
+        exit::now(cluster::LOST);
     };
     std::thread::Builder::new().name("supervisor".into()).spawn(listen).context("listen to the supervisor")?;
     Ok(())

@@ -14,7 +14,7 @@ use super::proxy::Proxy;
 use super::service::Service;
 use super::*;
 use crate::random::{Random, seed, variable};
-use deaths::Steps;
+use deaths::{Step, Steps};
 use driver::{Chaos, Death};
 use troubles::Troubles;
 
@@ -78,6 +78,17 @@ fn nothing_is_lost_and_nothing_repeated_however_often_the_job_is_killed() {
         chaos.live(1 + random.below(4), death);
     }
     chaos.finish(1 + random.below(4)).unwrap();
+}
+
+/// Threads go on for some milliseconds when one has panicked. They must not find that the model is gone already, which would make
+/// dead letters of good events.
+#[test]
+fn a_panic_takes_nothing_from_threads_that_are_at_work() {
+    let mut chaos = Chaos::new(seed());
+    for times in 0..variable("KILLS").unwrap_or(8).min(24) {
+        chaos.live(2, Death::Sought(Step::panic(Point::MarkerSent, 5 + times % 8)));
+    }
+    chaos.finish(1).unwrap();
 }
 
 #[test]

@@ -24,6 +24,13 @@ pub struct Step {
     times: u64,
 }
 
+impl Step {
+    /// A bug that comes to light there.
+    pub fn panic(point: Point, times: u64) -> Step {
+        Step { point, action: "panic", times }
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}={}@{}", self.point.name(), self.action, self.times)
