@@ -11,7 +11,7 @@ use hashbrown::HashTable;
 
 use crate::key::{KEY_GROUPS, hash, key_group};
 use changes::{Change, Happened, Saving};
-pub use changes::{change_rows, no_parts};
+pub use changes::{change_rows, fill_rows, no_parts};
 pub use load::Groups;
 
 mod changes;

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! The group is then what it would be in a job that had it from the beginning of the topics: records are taken as they arrive,
-//! partition by partition in order, as after a long stop. What retention has removed is missing.
+//! partition by partition in order, as after a long stop. What retention has removed is missing in what is new. Aggregates that the
+//! checkpoint has too go on from there, and lack nothing.
 //!
 //! A backfill has checkpoints of its own, at `backfill` below the job's. So one that was stopped or killed goes on, and
 //! it can be made beside the running job: the rest, which the job reads until it is stopped, is little.
@@ -123,13 +124,7 @@ impl Backfill {
         if topology.is_bounded() {
             return Err(BackfillError::Bounded.into());
         }
-        let planned = |topology: &Topology| {
-            Plan::new(topology, folder).map_err(|errors| {
-                let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-                anyhow::anyhow!("{}: {}", topology.name, errors.join("; "))
-            })
-        };
-        let plan = planned(topology)?;
+        let plan = Plan::or_line(topology, folder).map_err(anyhow::Error::msg)?;
         let mut groups = change::named_groups(groups, &plan)?;
         let Some(at) = report::progress(&Place::of(&plan.engine, folder)?, &plan.name)? else {
             return Ok(Err(Nothing::Unbegun));
@@ -141,7 +136,7 @@ impl Backfill {
         }
         let part = leading_to(&groups, topology, &plan);
         let shape = Shape::single(part.engine.workers);
-        let mut plan = planned(&part)?;
+        let mut plan = Plan::or_line(&part, folder).map_err(anyhow::Error::msg)?;
         let mut until = BTreeMap::new();
         for stream in &mut plan.streams {
             if let Node::Source(source) = &mut stream.node {

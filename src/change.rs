@@ -27,7 +27,7 @@ use crate::checkpoint::{Block, Checkpoint, CheckpointError, Defined, Definitions
 use crate::plan::definitions::TEXTS;
 use crate::plan::{GroupPlan, Plan};
 pub use contents::Contents;
-use groups::Layout;
+use groups::{Layout, Made};
 
 mod contents;
 mod groups;
@@ -134,7 +134,11 @@ impl Change {
         let chosen = self.nodes.iter_mut().filter(|node| node.verdict != Verdict::Keep && named.contains(&node.node));
         Ok(chosen
             .map(|node| {
-                (node.verdict, node.loses) = (Verdict::Backfill, None);
+                // What goes on in any case is not made anew, and what was taken out of it is lost.
+                if node.verdict != Verdict::Extend {
+                    node.loses = None;
+                }
+                node.verdict = Verdict::Backfill;
                 node.node.clone()
             })
             .collect())
@@ -170,7 +174,7 @@ impl Change {
     }
 
     /// Leaves in the checkpoint what the plan goes on with. Gives the state that is made anew, for the next checkpoint: what a
-    /// feature group has in common with itself, or with what a backfill has made of it, `filled`; and that of a further instance
+    /// feature group has in common with itself, and what a backfill has made of the rest, `filled`; and that of a further instance
     /// of a group, which has seen the same rows as the first, and begins with the same state.
     ///
     /// # Errors
@@ -241,14 +245,13 @@ impl Change {
             if group.is_first() && (verdict != Some(Verdict::Keep) || says_less()) {
                 made.push((group.shape_path(), layout.state()));
             }
-            let origin = if verdict == Some(Verdict::Backfill) { filled } else { checkpoint };
             let state = match verdict {
                 Some(Verdict::Extend | Verdict::Backfill) if group.is_first() => {
-                    let Some(was) = Layout::read(origin, group) else { continue };
-                    if let Some(served) = origin.nodes.get(&group.online_path()).filter(|_| group.online) {
-                        made.push((group.online_path(), was.carry_served(&layout, group, served)?));
-                    }
-                    origin.nodes.get(&first).map(|state| was.carry(&layout, group, state)).transpose()?
+                    // Others may have been computed for it.
+                    let filled = if verdict == Some(Verdict::Backfill) { filled } else { &Checkpoint::default() };
+                    let Made { state, served } = Made::of(group, &layout, checkpoint, filled)?;
+                    made.extend(served.filter(|_| group.online).map(|served| (group.online_path(), served)));
+                    state
                 }
                 Some(Verdict::Extend | Verdict::Backfill) => {
                     made.iter().find(|(node, _)| *node == first).map(|(_, state)| state.clone())
@@ -389,7 +392,9 @@ impl fmt::Display for Refused {
             let why = match verdict {
                 Verdict::Drop => "is gone",
                 Verdict::Keep => "reads other topics",
-                _ => "is defined otherwise",
+                Verdict::New | Verdict::Extend | Verdict::Recompute | Verdict::Backfill | Verdict::Replace => {
+                    "is defined otherwise"
+                }
             };
             let because = match because.iter().map(String::as_str).filter(|cause| cause != node).collect::<Vec<_>>() {
                 causes if causes.is_empty() => String::new(),

@@ -39,7 +39,7 @@ mod read;
 mod row;
 mod save;
 
-pub use carry::{Packed, carry};
+pub use carry::{Packed, carry, fill};
 pub use read::{Features, UnknownGroup};
 pub use row::{Kind, parse_time, time_text};
 

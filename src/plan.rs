@@ -306,6 +306,17 @@ impl Plan {
         Plan::around(topology, folder, &BTreeSet::new())
     }
 
+    /// The same, where what is wrong is told in one line.
+    ///
+    /// # Errors
+    /// The topology's name and everything that is wrong with it.
+    pub fn or_line(topology: &Topology, folder: &Path) -> Result<Plan, String> {
+        Plan::new(topology, folder).map_err(|errors| {
+            let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            format!("{}: {}", topology.name, errors.join("; "))
+        })
+    }
+
     /// The same for a topology of which some nodes are known to be wrong: nothing is said about the `doubtful` ones and
     /// what depends on them.
     ///

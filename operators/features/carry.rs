@@ -10,7 +10,19 @@
 //!                     └──────────────────────────────────────────▶          (no value in old rows)
 //! ```
 //!
+//! What is new may be **filled** ([`FeatureGroup::fill`]) from a state of the new shape that has seen events of the same stream again, all of
+//! them or only those that were still to be had: each event that both know gets what was missing.
+//!
+//! ```text
+//! carried: [ 1 │ 20 │ - ] [ 2 │ 35 │ - ] [ 3 │ 35 │ - ]
+//! again:                  [ 2 │ 35 │ 1 ] [ 3 │ 35 │ 0 ]     (what came before is gone from the stream)
+//! filled:  [ 1 │ 20 │ - ] [ 2 │ 35 │ 1 ] [ 3 │ 35 │ 0 ]
+//! ```
+//!
 //! Steps behind a state are taken first, in the frame of the definition before. Views and summaries are not carried: they are found again from the items at the next read.
+
+use std::collections::VecDeque;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +32,7 @@ use super::group::FeatureGroup;
 use super::ring::Ring;
 use super::steps;
 use super::summary::{Parts, Summary};
-use crate::state::{StateError, change_rows};
+use crate::state::{StateError, change_rows, fill_rows};
 
 /// What stands where in the state of a group.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -123,6 +135,55 @@ impl Items {
         }
         ring
     }
+
+    /// Where each slot lies in an item, and whether it was carried from the shape `before`.
+    fn places(&self, before: &Items) -> Vec<(Range<usize>, bool)> {
+        let mut at = 1;
+        let place = |slot: &Slot| {
+            let place = at..at + slot.len();
+            at = place.end;
+            (place, before.source_of(slot).is_some())
+        };
+        self.slots.iter().map(place).collect()
+    }
+
+    /// `carried`, which was of the shape `before`, with what is new from `again`, where the events were seen again. What only `again`
+    /// has is taken if it is older than all that was carried: longer windows reach it.
+    fn fill(&self, before: &Items, carried: &Ring, again: &Ring) -> Ring {
+        let places = self.places(before);
+        if !places.iter().any(|(_, is_carried)| *is_carried) {
+            return again.clone();
+        }
+        let mut ring = Ring::new(self.stride());
+        let mut push = |item: &[f64]| ring.push(item[0]).copy_from_slice(item);
+        let older = if carried.len() > 0 { again.count_before(carried.time(0)) } else { again.len() };
+        (0..older).for_each(|at| push(again.item(at)));
+        // A tile is the same whatever was summed up in it. Rows of one time are told apart by what both know of them.
+        let is_same = |one: &[f64], other: &[f64]| {
+            let mut shared = places.iter().filter(|(_, is_carried)| *is_carried).flat_map(|(place, _)| place.clone());
+            self.tile > 0 || shared.all(|at| one[at] == other[at] || (one[at].is_nan() && other[at].is_nan()))
+        };
+        let mut open: VecDeque<usize> = VecDeque::new();
+        let mut next = older;
+        for at in 0..carried.len() {
+            let mut item = carried.item(at).to_vec();
+            open.retain(|other| again.time(*other) == item[0]);
+            while next < again.len() && again.time(next) <= item[0] {
+                if again.time(next) == item[0] {
+                    open.push_back(next);
+                }
+                next += 1;
+            }
+            let found = open.iter().position(|other| is_same(&item, again.item(*other)));
+            if let Some(other) = found.and_then(|found| open.remove(found)) {
+                for (place, _) in places.iter().filter(|(_, is_carried)| !is_carried) {
+                    item[place.clone()].copy_from_slice(&again.item(other)[place.clone()]);
+                }
+            }
+            push(&item);
+        }
+        ring
+    }
 }
 
 impl Shape {
@@ -173,6 +234,23 @@ impl Shape {
         }
         Ok(carried)
     }
+
+    /// `carried`, which was of the shape `before`, with what is new in this shape from `again`.
+    fn fill(&self, before: &Shape, mut carried: Entity, again: &Entity) -> Entity {
+        carried.newest = carried.newest.max(again.newest);
+        for ((ring, items), again) in carried.rings_mut().iter_mut().zip(&self.rings).zip(again.rings()) {
+            *ring = match before.rings.iter().find(|known| known.tile == items.tile) {
+                Some(before) => items.fill(before, ring, again),
+                None => again.clone(),
+            };
+        }
+        for ((history, lookup), again) in carried.as_of.iter_mut().zip(&self.lookups).zip(&again.as_of) {
+            if !before.lookups.iter().any(|known| known.name == lookup.name) {
+                history.clone_from(again);
+            }
+        }
+        carried
+    }
 }
 
 impl FeatureGroup {
@@ -214,5 +292,27 @@ impl FeatureGroup {
         let take_steps = |entity: &mut Entity, steps: &[u8]| before.take_steps(entity, steps);
         let carry = |entity: Entity| before.carry(after, &entity, &self.definition().frame);
         change_rows(key_group, bytes, take_steps, carry)
+    }
+
+    /// Rows of state that were [carried](FeatureGroup::carry) from the shape `before` to this group's, `after`, with what is new in it
+    /// from `again`: rows of this group's state, to which a stream was given again. Keys that only `again` has are taken as they
+    /// are.
+    ///
+    /// # Errors
+    /// If a row does not decode, or is of another shape.
+    pub fn fill(
+        &self,
+        before: &Shape,
+        after: &Shape,
+        key_group: u16,
+        carried: &[u8],
+        again: &[u8],
+    ) -> Result<Vec<u8>, StateError> {
+        let frame = &self.definition().frame;
+        fill_rows(key_group, carried, again, |carried: Entity, again: Entity| {
+            carried.check(frame)?;
+            again.check(frame)?;
+            Ok(after.fill(before, carried, &again))
+        })
     }
 }

@@ -73,6 +73,11 @@ impl Ring {
         low
     }
 
+    /// Number of items before `time`.
+    pub fn count_before(&self, time: f64) -> usize {
+        self.count_until(time.next_down())
+    }
+
     /// Puts a new item with `time` at the end and gives it, to be filled in.
     #[inline(always)]
     pub fn push(&mut self, time: f64) -> &mut [f64] {

@@ -334,6 +334,43 @@ pub fn change_rows<S: Serialize + DeserializeOwned>(
     Ok(changed.finish())
 }
 
+/// The rows `standing` of a key group, each key once and whole, with each state filled from that of the same key in `others` by
+/// `fill`. Keys that only `others` has are taken as they are.
+///
+/// # Errors
+/// If a row does not decode or is no whole value, or `fill` refuses two states.
+pub fn fill_rows<S: Serialize + DeserializeOwned>(
+    key_group: u16,
+    standing: &[u8],
+    others: &[u8],
+    fill: impl Fn(S, S) -> Result<S, String>,
+) -> Result<Vec<u8>, StateError> {
+    let corrupt = |detail| StateError::Corrupt { key_group, detail };
+    let decode = |value: &[u8]| postcard::from_bytes(value).map_err(|error| corrupt(error.to_string()));
+    let whole = |bytes| -> Result<BTreeMap<&[u8], &[u8]>, StateError> {
+        let mut whole = BTreeMap::new();
+        for row in rows::read(bytes) {
+            let (key, change) = row.map_err(corrupt)?;
+            whole.insert(key, change.whole().map_err(corrupt)?.ok_or_else(|| corrupt(rows::NOT_THERE.to_string()))?);
+        }
+        Ok(whole)
+    };
+    let mut others = whole(others)?;
+    let mut filled = rows::Writer::default();
+    for (key, value) in whole(standing)? {
+        let Some(other) = others.remove(key) else {
+            filled.put(key, |bytes| bytes.extend_from_slice(value));
+            continue;
+        };
+        let state = fill(decode(value)?, decode(other)?).map_err(corrupt)?;
+        filled.put(key, |bytes| encode(&state, bytes));
+    }
+    for (key, value) in others {
+        filled.put(key, |bytes| bytes.extend_from_slice(value));
+    }
+    Ok(filled.finish())
+}
+
 pub(super) fn encode<S: Serialize>(state: &S, bytes: &mut Vec<u8>) {
     let taken = std::mem::take(bytes);
     *bytes = postcard::to_extend(state, taken).expect("state types serialize into memory");

@@ -97,6 +97,9 @@ impl fmt::Display for Contents {
             let bytes = waiting.bytes;
             parts.push(format!("{bytes} bytes of epochs {first} to {last}, decided and maybe not committed yet"));
         }
+        if parts.is_empty() {
+            return f.write_str("empty");
+        }
         f.write_str(&parts.join("; "))
     }
 }

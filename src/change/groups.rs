@@ -1,8 +1,10 @@
 //! Feature groups that are defined otherwise, but not altogether: an aggregate more or less changes nothing about the
-//! others, whose state goes on.
+//! others, whose state goes on. What is new begins empty, or with what a backfill has made of it.
 //!
 //! A checkpoint has, beside the state of a group, what stands where in it. That is state itself (`features.card.shape`, one
 //! row), written when a group begins, so that not each manifest has to say it.
+
+use std::collections::BTreeSet;
 
 use millstream_operators::features::Shape;
 use millstream_operators::state::{StateError, rows};
@@ -53,42 +55,94 @@ impl Layout {
         let (lost, all) = self.shape.lost(&after.shape);
         (self.fed == after.fed && lost < all).then_some((lost, all))
     }
+}
 
-    /// The state of a group of this layout as state of `group`, whose layout is `after`.
+/// The state that a group of another definition begins with.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    /// Its own.
+    pub state: Option<NodeState>,
+    /// Its served features'.
+    pub served: Option<NodeState>,
+}
+
+impl Made {
+    /// Of `group`, whose layout is `layout`: what goes on of the checkpoint's group, and what is new in it from `filled`; all from there if
+    /// nothing goes on.
     ///
     /// # Errors
     /// If a row does not decode.
-    pub fn carry(&self, after: &Layout, group: &GroupPlan, state: &NodeState) -> Result<NodeState, CheckpointError> {
+    pub fn of(
+        group: &GroupPlan,
+        layout: &Layout,
+        checkpoint: &Checkpoint,
+        filled: &Checkpoint,
+    ) -> Result<Made, CheckpointError> {
+        let was = Layout::read(checkpoint, group).filter(|was| was.lost(layout).is_some());
+        let carried = was.as_ref().map(|was| Made::carried(group, was, layout, checkpoint)).transpose()?;
+        let again = Layout::read(filled, group).map(|was| Made::carried(group, &was, layout, filled)).transpose()?;
+        let (Some(was), Some(carried)) = (was, carried) else { return Ok(again.unwrap_or_default()) };
+        let Some(again) = again else { return Ok(carried) };
         let operator = group.operator();
-        each_part(&group.path(), state, |part, rows| operator.carry(&self.shape, &after.shape, part, rows))
+        Ok(Made {
+            state: both(&group.path(), carried.state, again.state, |part, carried, again| {
+                operator.fill(&was.shape, &layout.shape, part, carried, again)
+            })?,
+            served: both(&group.online_path(), carried.served, again.served, |part, carried, again| {
+                online::fill(&was.served, &layout.served, part, carried, again)
+            })?,
+        })
     }
 
-    /// The same for its served features.
-    ///
-    /// # Errors
-    /// If a row does not decode.
-    pub fn carry_served(
-        &self,
-        after: &Layout,
-        group: &GroupPlan,
-        state: &NodeState,
-    ) -> Result<NodeState, CheckpointError> {
-        each_part(&group.online_path(), state, |part, rows| online::carry(&self.served, &after.served, part, rows))
+    /// What a checkpoint has of a group of the layout `was`, in the layout `is`.
+    fn carried(group: &GroupPlan, was: &Layout, is: &Layout, checkpoint: &Checkpoint) -> Result<Made, CheckpointError> {
+        let operator = group.operator();
+        let (own, served) = (group.path(), group.online_path());
+        Ok(Made {
+            state: each(&own, checkpoint, |part, rows| operator.carry(&was.shape, &is.shape, part, rows))?,
+            served: each(&served, checkpoint, |part, rows| online::carry(&was.served, &is.served, part, rows))?,
+        })
     }
 }
 
-/// The rows that stand of each key group, made anew.
-fn each_part(
+/// A node's rows in a checkpoint that stand of each key group, made anew.
+fn each(
     node: &str,
-    state: &NodeState,
+    checkpoint: &Checkpoint,
     make: impl Fn(u16, &[u8]) -> Result<Vec<u8>, StateError>,
-) -> Result<NodeState, CheckpointError> {
-    let corrupt = |detail| CheckpointError::Corrupt { path: format!("the state of `{node}`"), detail };
-    let mut made = NodeState::new();
-    for (part, blocks) in state {
-        let standing = rows::merge(blocks.iter().map(Vec::as_slice)).map_err(corrupt)?;
-        let rows = make(*part, &standing).map_err(|error| corrupt(error.to_string()))?;
-        made.insert(*part, vec![rows]);
-    }
-    Ok(made)
+) -> Result<Option<NodeState>, CheckpointError> {
+    let Some(state) = checkpoint.nodes.get(node) else { return Ok(None) };
+    let made = state.iter().map(|(part, blocks)| {
+        let rows = standing(node, blocks)?;
+        Ok((*part, vec![make(*part, &rows).map_err(|error| corrupt(node, error.to_string()))?]))
+    });
+    made.collect::<Result<_, _>>().map(Some)
+}
+
+/// The rows that stand of each key group of two states, made one.
+fn both(
+    node: &str,
+    carried: Option<NodeState>,
+    again: Option<NodeState>,
+    make: impl Fn(u16, &[u8], &[u8]) -> Result<Vec<u8>, StateError>,
+) -> Result<Option<NodeState>, CheckpointError> {
+    let (carried, again) = match (carried, again) {
+        (Some(carried), Some(again)) => (carried, again),
+        (one, other) => return Ok(one.or(other)),
+    };
+    let parts: BTreeSet<u16> = carried.keys().chain(again.keys()).copied().collect();
+    let rows = |state: &NodeState, part| standing(node, state.get(&part).map_or(&[], Vec::as_slice));
+    let made = parts.into_iter().map(|part| {
+        let made = make(part, &rows(&carried, part)?, &rows(&again, part)?);
+        Ok((part, vec![made.map_err(|error| corrupt(node, error.to_string()))?]))
+    });
+    made.collect::<Result<_, _>>().map(Some)
+}
+
+fn standing(node: &str, blocks: &[Vec<u8>]) -> Result<Vec<u8>, CheckpointError> {
+    rows::merge(blocks.iter().map(Vec::as_slice)).map_err(|detail| corrupt(node, detail))
+}
+
+fn corrupt(node: &str, detail: String) -> CheckpointError {
+    CheckpointError::Corrupt { path: format!("the state of `{node}`"), detail }
 }

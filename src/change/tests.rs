@@ -381,6 +381,11 @@ fn a_group_goes_on_with_the_aggregates_that_stay() {
     let change = Change::between(&of_two, &before, false).unwrap();
     assert_eq!(verdicts(&change), "features.card extend (1 of 2 aggregates of 1 key)");
     assert!(change.permit(&[]).is_err() && change.permit(&["card".to_string()]).is_ok());
+    // A backfill brings nothing back that was taken out.
+    let mut filling = change.clone();
+    filling.backfill(&["card".to_string()], &before).unwrap();
+    assert_eq!(verdicts(&filling), "features.card backfill (1 of 2 aggregates of 1 key)");
+    assert!(filling.permit(&[]).is_err());
     // State that is not what it is said to be is damage.
     assert!(change.apply(&mut of_two, &before, false, &Checkpoint::default()).is_err());
 }

@@ -1,9 +1,10 @@
-//! Saved versions whose group has other features now: what both have is put in its place, the rest is null.
+//! Saved versions whose group has other features now: what both have is put in its place, the rest is null, or filled from versions
+//! of the same keys that were computed again.
 
-use millstream_operators::state::{StateError, change_rows, no_parts};
+use millstream_operators::state::{StateError, change_rows, fill_rows, no_parts};
 use serde::{Deserialize, Serialize};
 
-use super::row::Kind;
+use super::row::{Kind, UNTIL_BYTES};
 use super::save::SavedVersions;
 
 /// A feature as it stands in packed rows.
@@ -28,24 +29,67 @@ pub fn carry(before: &[Packed], after: &[Packed], key_group: u16, bytes: &[u8]) 
     })
 }
 
-/// One packed row; `None` if it is cut.
-fn carry_row(before: &[Packed], after: &[Packed], mut bytes: &[u8]) -> Option<Vec<u8>> {
-    let nulls = bytes.split_off(..before.len().div_ceil(8))?;
-    let mut values = Vec::with_capacity(before.len());
-    for (at, feature) in before.iter().enumerate() {
+/// Rows of saved versions that were [carried](carry) from the features `before` to `after`, with the features that are new in each
+/// version from what `again` had at its time: rows with the features `after`. Keys that only `again` has are taken as they are.
+///
+/// # Errors
+/// If a row does not decode.
+pub fn fill(
+    before: &[Packed],
+    after: &[Packed],
+    key_group: u16,
+    carried: &[u8],
+    again: &[u8],
+) -> Result<Vec<u8>, StateError> {
+    fill_rows(key_group, carried, again, |mut versions: SavedVersions, again: SavedVersions| {
+        for (time, packed) in &mut versions {
+            // The newest first.
+            let Some((_, again)) = again.iter().find(|(other, _)| other <= time) else { continue };
+            *packed = fill_row(before, after, packed, again).ok_or("a version is cut")?;
+        }
+        Ok(versions)
+    })
+}
+
+/// The values of a packed row, and what stands behind them: until when the row is so, if anybody knows. `None` if it is cut.
+fn values<'a>(features: &[Packed], mut bytes: &'a [u8]) -> Option<(Vec<Option<&'a [u8]>>, &'a [u8])> {
+    let nulls = bytes.split_off(..features.len().div_ceil(8))?;
+    let mut values = Vec::with_capacity(features.len());
+    for (at, feature) in features.iter().enumerate() {
         let is_null = nulls[at / 8] >> (at % 8) & 1 == 1;
         values.push(if is_null { None } else { Some(bytes.split_off(..feature.kind.width(bytes)?)?) });
     }
-    let mut packed = vec![0; after.len().div_ceil(8)];
-    for (at, feature) in after.iter().enumerate() {
-        match before.iter().position(|known| known == feature).and_then(|known| values[known]) {
+    matches!(bytes.len(), 0 | UNTIL_BYTES).then_some((values, bytes))
+}
+
+fn pack<'a>(values: impl ExactSizeIterator<Item = Option<&'a [u8]>>, until: &[u8]) -> Vec<u8> {
+    let mut packed = vec![0; values.len().div_ceil(8)];
+    for (at, value) in values.enumerate() {
+        match value {
             Some(value) => packed.extend_from_slice(value),
             None => packed[at / 8] |= 1 << (at % 8),
         }
     }
-    // Until when the row is so stands behind it. What was taken out may have made that sooner than it is, never later.
-    packed.extend_from_slice(bytes);
-    matches!(bytes.len(), 0 | 8).then_some(packed)
+    packed.extend_from_slice(until);
+    packed
+}
+
+/// One packed row; `None` if it is cut.
+fn carry_row(before: &[Packed], after: &[Packed], bytes: &[u8]) -> Option<Vec<u8>> {
+    let (values, until) = values(before, bytes)?;
+    let carried = |feature| before.iter().position(|known| known == feature).and_then(|known| values[known]);
+    // What was taken out may have made `until` sooner than it is, never later.
+    Some(pack(after.iter().map(carried), until))
+}
+
+/// One packed row with what is new in it from another; `None` if one is cut.
+fn fill_row(before: &[Packed], after: &[Packed], carried: &[u8], again: &[u8]) -> Option<Vec<u8>> {
+    let ((carried, until), (again, until_again)) = (values(after, carried)?, values(after, again)?);
+    let of_which = |(at, feature): (usize, &Packed)| if before.contains(feature) { carried[at] } else { again[at] };
+    // All of it is so as long as each part is; if nobody knows that of a part, nobody knows it of all.
+    let time = |bytes: &[u8]| bytes.try_into().ok().map(i64::from_le_bytes);
+    let until = time(until).zip(time(until_again)).map(|(one, other)| one.min(other).to_le_bytes());
+    Some(pack(after.iter().enumerate().map(of_which), until.as_ref().map_or(&[], <[u8; UNTIL_BYTES]>::as_slice)))
 }
 
 #[cfg(test)]
@@ -126,5 +170,52 @@ mod tests {
             })
             .is_err()
         );
+    }
+
+    #[test]
+    fn what_is_new_is_filled_from_what_was_known_at_the_time() {
+        let (before, after) = (["n1", "t2", "n3"], ["new", "t2", "n1", "n3"]);
+        let ((was, packed), (is, wanted)) = (layout(&before), layout(&after));
+        let saved = |keys: &[(&str, SavedVersions)]| {
+            let mut writer = rows::Writer::default();
+            for (key, versions) in keys {
+                writer.put(key.as_bytes(), |bytes| bytes.extend(postcard::to_allocvec(versions).unwrap()));
+            }
+            writer.finish()
+        };
+        // `row` with 0 has the values at even places and an end at 77, with 1 those at odd places and none.
+        let known = saved(&[
+            ("both", vec![(9, row(&was, &before, 0)), (5, row(&was, &before, 1)), (2, row(&was, &before, 0))]),
+            ("gone", vec![(4, row(&was, &before, 0))]),
+        ]);
+        let again = saved(&[
+            ("both", vec![(9, row(&is, &after, 0)), (3, row(&is, &after, 0))]),
+            ("found", vec![(1, row(&is, &after, 1))]),
+        ]);
+        let carried = carry(&packed, &wanted, 3, &known).unwrap();
+        let filled = fill(&packed, &wanted, 3, &carried, &again).unwrap();
+        let found: std::collections::BTreeMap<String, Vec<Value>> = rows::read(&filled)
+            .map(|row| {
+                let (key, value) = row.unwrap();
+                let versions: SavedVersions = postcard::from_bytes(value.whole().unwrap().unwrap()).unwrap();
+                let versions = versions.iter().map(|(time, row)| {
+                    let (values, until) = is.unpack(row).unwrap();
+                    json!([time, until, values["new"], values["n1"], values["t2"], values["n3"]])
+                });
+                (String::from_utf8(key.to_vec()).unwrap(), versions.collect())
+            })
+            .collect();
+        let expected = json!({
+            "both": [[9, 77, 0.0, 0.0, null, 2.0], [5, null, 0.0, null, "t2", null], [2, 77, null, 0.0, null, 2.0]],
+            "gone": [[4, 77, null, 0.0, null, 2.0]],
+            "found": [[1, null, null, null, "t2", 3.0]],
+        });
+        assert_eq!(json!(found), expected);
+        for cut in 0..carried.len() {
+            drop(fill(&packed, &wanted, 3, &carried[..cut], &again));
+        }
+        for cut in 0..again.len() {
+            drop(fill(&packed, &wanted, 3, &carried, &again[..cut]));
+        }
     }
 }

@@ -78,6 +78,8 @@ pub(super) struct Columns {
 
 /// Never: the end of the time of a row to which nothing more happens.
 const FOR_EVER: i64 = i64::MAX;
+/// Bytes of the time until which a row is so.
+pub(super) const UNTIL_BYTES: usize = size_of::<i64>();
 
 /// A version's features by name, and until when they are so: `None` if nobody knows.
 pub(super) type Unpacked = (Map<String, Value>, Option<i64>);

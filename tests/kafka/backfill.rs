@@ -113,6 +113,76 @@ fn a_backfill_that_was_killed_goes_on_and_processes_take_it_up() {
     expect_all(&service, 21_000..21_300);
 }
 
+/// Retention has removed the older half of a partition: the sums that go on lack nothing, and what is new has what there is.
+#[test]
+fn what_goes_on_lacks_nothing_where_the_topics_hold_less() {
+    let service = service();
+    send(&service, 0..3_000);
+    let mut running = service.run(&["--http", "off"]);
+    service.until("vectors", 3_000, &mut running);
+    stop(running);
+    // Each third event is there.
+    let first_kept = |card: i64| if card % 3 == 0 { 1_500 + card } else { card };
+    delete_before(&service.brokers, &service.topic("payments"), 0, 500);
+    more_features(&service);
+    let options = ["--backfill", "pair", "--backfill", "card"];
+    let mut running = service.run(&[&options[..], &["--http", "127.0.0.1:0"]].concat());
+    let address = address(&mut running);
+    for card in 0..CARDS {
+        let served: Value = serde_json::from_str(&get(&address, &format!("/v1/features/card/{card}"))).unwrap();
+        let served = &served["features"];
+        assert_eq!(served["amount_count_30d"], 3_000 / CARDS, "{card}: {served}");
+        assert_eq!(served["id_min_30d"], first_kept(card) as f64, "{card}: {served}");
+    }
+    send(&service, 3_000..3_300);
+    service.until("vectors", 3_300, &mut running);
+    stop(running);
+    let all = vectors(&service, "vectors");
+    for id in 3_000..3_300 {
+        let (vector, card) = (&all[&id], id % CARDS);
+        let of_card = |first: i64| (0..=id).filter(move |other| *other >= first && other % CARDS == card);
+        for (feature, value) in [
+            ("card.amount_count_30d", of_card(0).count() as i64),
+            ("card.amount_sum_30d", of_card(0).sum()),
+            ("card.id_min_30d", first_kept(card)),
+            ("pair.seen_count_30d", of_card(first_kept(card)).count() as i64),
+        ] {
+            assert_eq!(vector[feature].as_f64(), Some(value as f64), "{feature} of {id}: {vector}");
+        }
+    }
+}
+
+/// A source that the job has not read, a topic without a record, a group that nobody is in: there is nothing to fill them with, and
+/// the job starts.
+#[test]
+fn a_group_of_a_new_source_begins_empty() {
+    let service = service().create([("refunds", 1)]);
+    send(&service, 0..300);
+    let mut running = service.run(&["--http", "off"]);
+    service.until("vectors", 300, &mut running);
+    stop(running);
+    more_features(&service);
+    change(
+        &service,
+        "features:\n",
+        "  refunds:\n    from: { kafka: { brokers: \"${BROKERS}\", topics: [\"${RUN}-refunds\"] } }\n    \
+         schema: { id: int64, card: int64 }\nfeatures:\n  back: { from: refunds, key: [card], aggregates: [{ ops: [count], windows: \
+         [30d] }] }\n",
+    );
+    let made = filled(&service, &["back"]);
+    assert_eq!(
+        (&made["ended"], &made["groups"]["features.back"]),
+        (&"filled".into(), &serde_json::json!({})),
+        "{made}"
+    );
+    let options = ["--http", "off", "--backfill", "back", "--backfill", "pair", "--backfill", "card"];
+    let mut running = service.run(&options);
+    send(&service, 300..600);
+    service.until("vectors", 600, &mut running);
+    stop(running);
+    expect_all(&service, 300..600);
+}
+
 #[test]
 fn what_cannot_be_filled_is_refused() {
     let service = service();

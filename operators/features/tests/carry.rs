@@ -146,6 +146,44 @@ proptest! {
         }
     }
 
+    /// The stream is given again from some event on, to a group of the second definition alone: what goes on is as it always was, and
+    /// what is new is as if it had begun there.
+    #[test]
+    fn what_is_new_is_filled_with_what_is_seen_again(
+        before in choice(), after in choice(), tiles in prop::sample::select(vec![None, Some(1), Some(5)]),
+        steps in steps(vec![0, 1, 1, 2], 40, 1200), stop in 0usize..150, from in 0usize..150,
+    ) {
+        let stop = stop.min(steps.len());
+        let from = from.min(stop);
+        let mut first = before.group(tiles);
+        feed(&mut first, &steps, 0..stop);
+        let (mut again, mut second) = (after.group(tiles), after.group(tiles));
+        feed(&mut again, &steps, from..stop);
+        let (was, is) = (before.shape(&first), after.shape(&second));
+        let (mut standing, mut seen) = (BTreeMap::new(), BTreeMap::new());
+        first.save_changes(usize::MAX, &mut |key_group, bytes| drop(standing.insert(key_group, bytes)));
+        again.save_changes(usize::MAX, &mut |key_group, bytes| drop(seen.insert(key_group, bytes)));
+        for (key_group, standing) in standing {
+            let carried = second.carry(&was, &is, key_group, &standing).unwrap();
+            let filled = second.fill(&was, &is, key_group, &carried, &seen.remove(&key_group).unwrap_or_default()).unwrap();
+            second.load(key_group, &filled).unwrap();
+        }
+        prop_assert!(seen.is_empty(), "a key that was not seen before");
+        let found = feed(&mut second, &steps, stop..steps.len());
+        let always = feed(&mut after.group(tiles), &steps, 0..steps.len());
+        let late = feed(&mut after.group(tiles), &steps, from..steps.len());
+        let (always, late) = (&always[always.len() - found.len()..], &late[late.len() - found.len()..]);
+        for ((found, always), late) in found.iter().zip(always).zip(late) {
+            prop_assert_eq!((found.0, found.0), (always.0, late.0));
+            for ((name, value), (always, late)) in found.1.iter().zip(always.1.iter().zip(&late.1)) {
+                let aggregate: usize = name[1..].split('_').next().unwrap().parse().unwrap();
+                let expected = if before.carries(&after, aggregate, tiles) { always } else { late };
+                prop_assert!(alike(*value, expected.1), "row {} {name}: {value:?}, not {expected:?}", found.0);
+            }
+            prop_assert_eq!(&found.2, if before.lookup { &always.2 } else { &late.2 });
+        }
+    }
+
     /// State of another shape than it is said to have, or cut, is an error wherever that can be told, and never a panic.
     #[test]
     fn state_of_another_shape_is_refused(

@@ -129,10 +129,7 @@ impl Drive<'_> {
 
     /// What runs. The file was right when it was read: what is wrong now, the options have brought.
     fn plan(&self) -> Result<Plan, WrongOptions> {
-        Plan::new(&self.topology, &self.folder).map_err(|errors| {
-            let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            WrongOptions(format!("{}: {}", self.topology.name, errors.join("; ")))
-        })
+        Plan::or_line(&self.topology, &self.folder).map_err(WrongOptions)
     }
 
     /// What starts the job; it waits for other processes, for brokers and for stores.
