@@ -9,9 +9,6 @@
 
 use millstream::failpoint::{Flaw, Point};
 
-use super::own_broker::Broker;
-use super::proxy::Proxy;
-use super::service::Service;
 use super::*;
 use crate::random::{Random, seed, variable};
 use deaths::{Step, Steps};
@@ -27,11 +24,11 @@ mod oracle;
 mod power;
 mod slow;
 mod storage;
-mod troubles;
+pub mod troubles;
 pub mod world;
 
 /// Runs of so many deaths and more have a broker of their own, which fails them, and take some seconds for a death now and then.
-const MANY: u64 = 20;
+pub const MANY: u64 = 20;
 
 /// So many segments may lie side by side. Each run that has made a checkpoint leaves one.
 const FILES: usize = 16;
@@ -58,11 +55,8 @@ fn chaos_of(kills: u64, seed: u64) -> Chaos {
     if kills < MANY {
         return Chaos::new(seed).with_steps(steps);
     }
-    let proxy = Proxy::start();
-    let broker = Broker::behind(&proxy);
-    let service = Service::new(broker.address(), "chaos").set("TRANSACTION_TIMEOUT", network::TRANSACTION_TIMEOUT);
-    let service = service.set("BROKERS", &proxy.address());
-    Chaos::of(service, seed).with_steps(steps).with_troubles(Troubles::of_all(proxy, broker))
+    let (service, troubles) = Troubles::of_all();
+    Chaos::of(service, seed).with_steps(steps).with_troubles(troubles)
 }
 
 #[test]

@@ -19,13 +19,7 @@ fn lines(ids: std::ops::Range<i64>) -> impl Iterator<Item = String> {
 
 /// A job that has read the first `count` events and was killed.
 fn killed_after(count: i64) -> Service {
-    let service = Service::new(brokers(), "chaos").create([
-        ("events", 2),
-        ("labels", 2),
-        ("vectors", 2),
-        ("rejects", 1),
-        ("signals", 1),
-    ]);
+    let service = Service::chaos(2);
     service.send("events", 2, lines(0..count));
     let mut running = service.run(&["--http", "off"]);
     service.until("vectors", count as usize, &mut running);

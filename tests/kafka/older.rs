@@ -29,13 +29,7 @@ fn ids(vectors: impl IntoIterator<Item = Value>) -> BTreeMap<i64, usize> {
 
 #[test]
 fn a_job_goes_on_from_an_older_checkpoint_when_it_may_and_says_what_that_repeats() {
-    let service = Service::new(brokers(), "chaos").create([
-        ("events", 2),
-        ("labels", 2),
-        ("vectors", 2),
-        ("rejects", 1),
-        ("signals", 1),
-    ]);
+    let service = Service::chaos(2);
     let mut running = service.run(&["--http", "off"]);
     for count in [100, 200, 300] {
         send(&service, count - 100..count);

@@ -5,7 +5,9 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use super::chaos::deaths::{Deaths, Step, Steps, died_at};
+use super::chaos::MANY;
+use super::chaos::deaths::{Deaths, Steps, died_at};
+use super::chaos::troubles::Troubles;
 use super::chaos::world::{TOPICS, World};
 use super::service::{Service, address, get, scrape};
 use super::*;
@@ -125,7 +127,13 @@ fn whichever_process_is_killed_nothing_is_lost_and_nothing_repeated() {
     let kills = variable("KILLS").unwrap_or(5).div_ceil(2);
     let seed = seed();
     let mut random = Random(seed);
-    let service = service();
+    let (service, mut troubles) = match kills {
+        ..MANY => (service(), Troubles::of_disk()),
+        _ => {
+            let (service, troubles) = Troubles::of_all();
+            (service.create(TOPICS), troubles)
+        }
+    };
     let world = World::around(&service, seed);
     let (mut deaths, mut steps) = (Deaths::default(), Steps::of_run(kills, &[]));
     let (mut generations, mut killed) = (0, 0);
@@ -134,9 +142,13 @@ fn whichever_process_is_killed_nothing_is_lost_and_nothing_repeated() {
         // comes by first, after each start.
         let (processes, workers) = (1 + random.below(3), 1 + random.below(2));
         let step = (random.below(3) > 0).then(|| steps.draw(&mut random));
-        let mut running = supervise(&service, processes, workers, step);
+        let dying = step.map_or(String::new(), |step| step.to_string());
+        let mut running = supervise(&service, processes, workers, &format!("{},{dying}", troubles.failpoint()));
         let mut at_step = 0;
         for _ in 0..1 + random.below(3) {
+            if random.below(3) == 0 {
+                troubles.begin(&mut random);
+            }
             let starts = started(&running.err()).len();
             until(&mut running, "they were all started", |log| {
                 let started = started(log).len();
@@ -154,19 +166,20 @@ fn whichever_process_is_killed_nothing_is_lost_and_nothing_repeated() {
         generations += started(&running.err()).last().unwrap().2 + 1;
         end(running, &mut random).into_iter().for_each(|name| deaths.count(name));
     }
+    troubles.end();
     let mut running = service.run(&["--processes", "2", "--workers", "2", "--http", "off"]);
     generations += 1;
     until(&mut running, "both read", |log| reading(log) >= 2);
     let events = finish(world, &service, running);
-    print!("{}", deaths.table(&steps));
+    print!("{}{}", deaths.table(&steps), troubles.told());
     println!("{killed} kills, {generations} generations, {events} events: 0 lost, 0 repeated");
 }
 
-/// Starts the processes of a job, which may all die at a step.
-fn supervise(service: &Service, processes: u64, workers: u64, step: Option<Step>) -> Running {
+/// Starts the processes of a job, all with the same failpoints.
+fn supervise(service: &Service, processes: u64, workers: u64, failpoints: &str) -> Running {
     let (processes, workers) = (processes.to_string(), workers.to_string());
     let mut command = service.command();
-    command.env("MILLSTREAM_FAILPOINTS", step.map_or(String::new(), |step| step.to_string()));
+    command.env("MILLSTREAM_FAILPOINTS", failpoints);
     command.arg("run").arg(service.topology()).args(["--json", "--http", "off"]);
     Running::start(command.args(["--processes", &processes, "--workers", &workers]))
 }

@@ -30,6 +30,12 @@ impl Service {
         Service::in_folder(tempfile::tempdir().unwrap(), brokers, name)
     }
 
+    /// The topology `chaos` with its topics, of which that of the events has `partitions`.
+    pub fn chaos(partitions: i32) -> Service {
+        let topics = [("events", partitions), ("labels", 2), ("vectors", 2), ("rejects", 1), ("signals", 1)];
+        Service::new(brokers(), "chaos").create(topics)
+    }
+
     /// The same in a folder that is there.
     pub fn in_folder(folder: tempfile::TempDir, brokers: String, name: &str) -> Service {
         let service = Service { brokers, run: unique(name), folder, variables: Vec::new() };

@@ -207,6 +207,26 @@ impl Chaos {
         assert!(running.runs() && self.read() > before, "it does not go on: {}", running.err());
     }
 
+    /// Starts another copy beside one that runs, which must end. Gives the other.
+    pub fn replaced(&mut self, mut first: Running, workers: u64) -> Running {
+        let mut other = self.start(workers, "");
+        let deadline = Instant::now() + LONG;
+        while first.runs() || !other.runs() {
+            assert!(Instant::now() < deadline, "it goes on: {}\nthe other: {}", first.err(), other.err());
+            if !other.runs() {
+                // A start gives up on a broker that does not answer, as those of a busy machine.
+                let said = other.end();
+                assert_eq!(said.status.code(), Some(1), "{}", said.err);
+                println!("{}", said.err.lines().last().unwrap_or_default());
+                other = self.start(workers, "");
+            }
+            std::thread::sleep(LOOK);
+        }
+        check_lost(&first.end());
+        self.died("replaced");
+        other
+    }
+
     /// Counts a death.
     pub fn died(&mut self, name: &str) {
         self.deaths.count(name);

@@ -3,6 +3,7 @@
 
 use super::super::own_broker::Broker;
 use super::super::proxy::{Network, Proxy, Request};
+use super::super::service::Service;
 use super::super::*;
 use super::network;
 use crate::program::Said;
@@ -55,9 +56,14 @@ impl Troubles {
         Troubles::of(None)
     }
 
-    /// Of all kinds, for a job that reaches its broker by a proxy.
-    pub fn of_all(proxy: Proxy, broker: Broker) -> Troubles {
-        Troubles::of(Some((proxy, broker)))
+    /// The job of the chaos tests, which reaches a broker of its own by a proxy, and troubles of all kinds for it. Its topics are not
+    /// there yet.
+    pub fn of_all() -> (Service, Troubles) {
+        let proxy = Proxy::start();
+        let broker = Broker::behind(&proxy);
+        let service = Service::new(broker.address(), "chaos").set("TRANSACTION_TIMEOUT", network::TRANSACTION_TIMEOUT);
+        let service = service.set("BROKERS", &proxy.address());
+        (service, Troubles::of(Some((proxy, broker))))
     }
 
     fn of(broker: Option<(Proxy, Broker)>) -> Troubles {
