@@ -161,8 +161,10 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(SourceError::Gap { .. }) => return Some(3),
         Some(SourceError::File { .. } | SourceError::Kafka { .. }) | None => {}
     }
-    if let Some(SinkError::TakenOver { .. }) = cause.downcast_ref() {
-        return Some(4);
+    match cause.downcast_ref() {
+        Some(SinkError::TakenOver { .. }) => return Some(4),
+        Some(SinkError::Ahead { .. }) => return Some(5),
+        Some(SinkError::File { .. } | SinkError::Kafka { .. }) | None => {}
     }
     if let Some(error) = cause.downcast_ref::<BackfillError>() {
         return Some(if matches!(error, BackfillError::Bounded) { 2 } else { 5 });

@@ -239,7 +239,7 @@ impl SinkError {
     pub fn kind(&self) -> &'static str {
         match self {
             SinkError::File { .. } => "disk",
-            SinkError::TakenOver { .. } | SinkError::Kafka { .. } => "refused",
+            SinkError::TakenOver { .. } | SinkError::Ahead { .. } | SinkError::Kafka { .. } => "refused",
         }
     }
 }
@@ -264,6 +264,22 @@ pub enum SinkError {
     TakenOver {
         /// The sink.
         name: String,
+    },
+    /// It has outputs of epochs that the newest checkpoint does not know of.
+    #[error(
+        "sink `{name}`: epoch {committed} is committed to topic `{topic}`, but the newest checkpoint that is there is of epoch {decided}: \
+         newer ones were removed or lost, or an older state was restored. Put the newest state back; or go on from this one with \
+         `--allow-older --allow-repeat`, which writes again what was written since, or start anew with `--fresh`"
+    )]
+    Ahead {
+        /// The sink.
+        name: String,
+        /// Where it writes.
+        topic: String,
+        /// The newest epoch that is committed there.
+        committed: u64,
+        /// The newest epoch of the job's state.
+        decided: u64,
     },
     /// The broker refused or is not there.
     #[error("sink `{name}`: {detail}")]

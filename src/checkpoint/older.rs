@@ -1,4 +1,4 @@
-//! A start whose newest checkpoint is damaged: the newest one that is whole, and how to go on from it.
+//! A start whose newest checkpoint is damaged, or was lost: the newest one that is whole, and how to go on from it.
 //!
 //! ```text
 //! numbers:    … 93, 94 (whole), 95 (damaged)          savepoint: 70 (whole)
@@ -63,7 +63,16 @@ impl Store {
         Some(Manifest::read(&*self.place.0, self.sequence).ok()??.epoch)
     }
 
-    /// Takes over the job, whose newest checkpoint is damaged, and has it go on from another one as `epoch`. False if there is a
+    /// The newest checkpoint that is there, after it was [loaded](Store::load).
+    ///
+    /// # Errors
+    /// If its manifest can't be read any more.
+    pub fn newest(&self) -> Result<Option<Origin>, CheckpointError> {
+        let manifest = Manifest::read(&*self.place.0, self.sequence)?;
+        Ok(manifest.map(|manifest| Origin::at(&self.place, manifest, format!("checkpoint {}", self.sequence))))
+    }
+
+    /// Takes over the job, whose newest checkpoint is damaged or lost, and has it go on from another one as `epoch`. False if there is a
     /// newer one since this start has [looked](Store::load), as in [`take_over`](Store::take_over).
     ///
     /// # Errors

@@ -1,9 +1,13 @@
-//! A start whose newest checkpoint is damaged: whether it may go on from an older one.
+//! A start whose newest checkpoint is damaged or lost: whether it may go on from an older one.
 //!
 //! | where outputs go | what the start does |
 //! |---|---|
 //! | files, standard output | goes on from the newest kept checkpoint that is whole: files are cut back to it, and nothing stands twice |
 //! | topics or tables as well | refuses, and says which one is whole; with `--allow-older` goes on from it, and with `--allow-repeat` also if outputs have been committed since |
+//!
+//! That newer ones were lost (a disk that forgets, a backup that was put back) nobody sees in what is left. Topics know it: a marker names an
+//! epoch that no checkpoint has, and the writer refuses ([`SinkError::Ahead`](crate::sinks::SinkError::Ahead)) until both flags are given.
+//! Where there is no such topic, rows of such epochs are removed from tables, and files are cut back.
 //!
 //! Whether something was committed since can be asked, but the answer is no proof: a commit that a dead process has sent may reach the
 //! brokers later. And it would rarely help, since a decided epoch is committed some milliseconds after its manifest is there.
@@ -39,6 +43,28 @@ impl Wanted {
             "the newest checkpoint is damaged: going on from an older one that is whole"
         );
         Ok((origin, seen.epoch.max(at).max(store.newest_epoch().unwrap_or(0))))
+    }
+
+    /// The newest checkpoint that is there, and as which epoch to go on from it, if an older one will do and topics have outputs of
+    /// newer ones.
+    ///
+    /// # Errors
+    /// If outputs must not be repeated, or brokers can't be asked.
+    pub fn lost(&self, store: &Store, plan: &Plan) -> anyhow::Result<Option<(Origin, u64)>> {
+        let newest = if self.allow_older { store.newest()? } else { None };
+        let Some(origin) = newest else { return Ok(None) };
+        let seen = Seen::in_topics(&origin, plan)?;
+        let Some(epoch) = seen.of_this_life.filter(|epoch| *epoch > origin.epoch()) else { return Ok(None) };
+        if !self.allow_repeat {
+            return Err(Repeats::of(&origin, Seen::of(epoch), plan).of_older().into());
+        }
+        tracing::warn!(
+            from = origin.told(),
+            epoch = origin.epoch(),
+            committed = epoch,
+            "newer checkpoints are lost: going on from an older one, and outputs since are repeated"
+        );
+        Ok(Some((origin, epoch)))
     }
 }
 

@@ -54,9 +54,9 @@ impl Wanted {
                 tracing::info!(from = origin.told(), "the job is there, or has been started from there: it goes on");
                 return Ok(None);
             }
-            Standing::Elsewhere { epoch, same_life: true } if origin.is_own() => Seen { epoch, another_life: false },
+            Standing::Elsewhere { epoch, same_life: true } if origin.is_own() => Seen::of(epoch),
             Standing::Elsewhere { epoch, same_life } => {
-                let seen = Seen { epoch, another_life: !same_life };
+                let seen = Seen { another_life: !same_life, ..Seen::of(epoch) };
                 seen.and(Seen::outside(origin, plan)?)
             }
             Standing::Nowhere => Seen::outside(origin, plan)?,
@@ -84,13 +84,24 @@ impl Wanted {
 pub(super) struct Seen {
     /// The newest epoch of which something may have been written.
     pub epoch: u64,
+    /// The newest epoch of the checkpoint's own life of which that is known.
+    pub of_this_life: Option<u64>,
     /// Whether another life of the job, before or after a fresh start, has written.
     another_life: bool,
 }
 
 impl Seen {
+    /// Everything up to an epoch.
+    pub fn of(epoch: u64) -> Seen {
+        Seen { epoch, ..Seen::default() }
+    }
+
     fn and(self, other: Seen) -> Seen {
-        Seen { epoch: self.epoch.max(other.epoch), another_life: self.another_life || other.another_life }
+        Seen {
+            epoch: self.epoch.max(other.epoch),
+            of_this_life: self.of_this_life.max(other.of_this_life),
+            another_life: self.another_life || other.another_life,
+        }
     }
 
     /// Whether a start from epoch `at` would repeat something.
@@ -100,23 +111,30 @@ impl Seen {
 
     /// What Kafka and the tables know of the job. Nobody is fenced: that is for a start which goes on.
     pub fn outside(origin: &Origin, plan: &Plan) -> anyhow::Result<Seen> {
+        let mut seen = Seen::in_topics(origin, plan)?;
+        for table in &plan.offline {
+            let epoch = offline::committed_epoch(&plan.name, &table.name, &table.table, &plan.folder)?;
+            seen = seen.and(Seen::of(epoch.unwrap_or(0)));
+        }
+        Ok(seen)
+    }
+
+    /// What Kafka knows of the job.
+    pub fn in_topics(origin: &Origin, plan: &Plan) -> anyhow::Result<Seen> {
         let mut seen = Seen::default();
         for sink in plan.sinks.iter().filter(|sink| sink.kind.settings().commits_after_decision()) {
             let SinkKind::Kafka(kafka) = &sink.kind else { continue };
             for worker in 0..=usize::from(u16::MAX) {
                 let committed = kafka.committed(&plan.name, &sink.name, worker)?;
-                let is_ours = committed.as_ref().is_some_and(|(_, life)| life == origin.life());
-                let epoch = committed.as_ref().map_or(0, |(epoch, _)| *epoch);
-                seen = seen.and(Seen { epoch, another_life: committed.is_some() && !is_ours });
                 // An earlier run may have had more workers.
                 if committed.is_none() && worker + 1 >= plan.engine.workers {
                     break;
                 }
+                let Some((epoch, life)) = committed else { continue };
+                let is_ours = life == origin.life();
+                let of_this_life = is_ours.then_some(epoch);
+                seen = seen.and(Seen { epoch, of_this_life, another_life: !is_ours });
             }
-        }
-        for table in &plan.offline {
-            let epoch = offline::committed_epoch(&plan.name, &table.name, &table.table, &plan.folder)?;
-            seen = seen.and(Seen { epoch: epoch.unwrap_or(0), another_life: false });
         }
         Ok(seen)
     }

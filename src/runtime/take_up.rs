@@ -43,7 +43,13 @@ pub fn take_up(store: &mut Store, plan: &Plan, bounded: bool, wanted: &Wanted) -
                     let (origin, epoch) = older.insert(wanted.older(damage, store, plan)?);
                     Some(as_epoch(*epoch, origin.checkpoint()?))
                 }
-                loaded => loaded?,
+                loaded => match (loaded?, wanted.lost(store, plan)?) {
+                    (Some(newest), Some((origin, epoch))) => {
+                        older = Some((origin, epoch));
+                        Some(as_epoch(epoch, newest))
+                    }
+                    (loaded, _) => loaded,
+                },
             },
         };
         failpoint::reached(Point::StateLoaded);

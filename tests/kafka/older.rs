@@ -27,8 +27,26 @@ fn ids(vectors: impl IntoIterator<Item = Value>) -> BTreeMap<i64, usize> {
     ids
 }
 
+/// What happens to the newest checkpoint's manifest.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Mishap {
+    /// Half of it is gone.
+    Torn,
+    /// It is gone, as after a disk that forgets what it had synced, or a backup that was put back.
+    Lost,
+}
+
 #[test]
 fn a_job_goes_on_from_an_older_checkpoint_when_it_may_and_says_what_that_repeats() {
+    goes_on_when_it_may(Mishap::Torn);
+}
+
+#[test]
+fn a_job_whose_newest_checkpoint_is_lost_finds_that_its_topics_know_more() {
+    goes_on_when_it_may(Mishap::Lost);
+}
+
+fn goes_on_when_it_may(mishap: Mishap) {
     let service = Service::chaos(2);
     let mut running = service.run(&["--http", "off"]);
     for count in [100, 200, 300] {
@@ -39,8 +57,13 @@ fn a_job_goes_on_from_an_older_checkpoint_when_it_may_and_says_what_that_repeats
     let listed = service.checkpoint("list");
     let number = |at: usize| listed[at]["number"].as_u64().unwrap();
     let newest = service.folder().join(format!("state/manifest/{}.json", number(1)));
-    let text = std::fs::read(&newest).unwrap();
-    std::fs::write(&newest, &text[..text.len() / 2]).unwrap();
+    match mishap {
+        Mishap::Torn => {
+            let text = std::fs::read(&newest).unwrap();
+            std::fs::write(&newest, &text[..text.len() / 2]).unwrap();
+        }
+        Mishap::Lost => std::fs::remove_file(&newest).unwrap(),
+    }
 
     let refused = |options: &[&str], says: &[&str]| {
         let said = service.run(&[&["--http", "off"], options].concat()).end();
@@ -50,9 +73,22 @@ fn a_job_goes_on_from_an_older_checkpoint_when_it_may_and_says_what_that_repeats
     };
     let older = format!("checkpoint {}", number(0));
     let file = format!("manifest/{}.json", number(1));
-    refused(&[], &[&file, &format!("The newest one that is whole is {older} of epoch"), "`--allow-older`"]);
-    let topic = format!("sinks.vectors (topic `{}`)", service.topic("vectors"));
-    refused(&["--allow-older"], &[&format!("gone on from `{older}`"), &topic, "`--allow-repeat`, or restore"]);
+    let topic = service.topic("vectors");
+    match mishap {
+        Mishap::Torn => {
+            refused(&[], &[&file, &format!("The newest one that is whole is {older} of epoch"), "`--allow-older`"]);
+        }
+        Mishap::Lost => {
+            let committed =
+                format!("is committed to topic `{topic}`, but the newest checkpoint that is there is of epoch");
+            refused(&[], &[&committed, "`--allow-older --allow-repeat`"]);
+        }
+    }
+    let topic = format!("sinks.vectors (topic `{topic}`)");
+    // A start that was refused may have left one of its own that says the same.
+    let gone_on =
+        if mishap == Mishap::Torn { format!("gone on from `{older}`") } else { "gone on from `checkpoint ".into() };
+    refused(&["--allow-older"], &[&gone_on, &topic, "`--allow-repeat`, or restore"]);
 
     // A supervisor may keep the flags: what is whole is gone on from.
     let allowed = ["--http", "off", "--allow-older", "--allow-repeat"];
