@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::service::Service;
 use super::*;
+use crate::program::Running;
 
 const CARDS: i64 = 10;
 
@@ -25,6 +26,31 @@ fn ids(vectors: impl IntoIterator<Item = Value>) -> BTreeMap<i64, usize> {
         *ids.entry(id).or_default() += 1;
     }
     ids
+}
+
+/// Of epochs in which nothing was there is no checkpoint. A commit that is so late that such epochs are closed meanwhile must not name
+/// them in its marker, or the next start would miss their checkpoint.
+#[test]
+fn a_late_commit_of_an_idle_job_is_no_sign_of_a_lost_checkpoint() {
+    let service = Service::chaos(2);
+    let mut command = service.command();
+    command.env("MILLSTREAM_FAILPOINTS", "records-drained=sleep:1500").arg("run").arg(service.topology());
+    let mut running = Running::start(command.args(["--http", "off"]));
+    for half in [0..10, 10..20] {
+        // The second while the first is being committed.
+        send(&service, half);
+        std::thread::sleep(Duration::from_millis(400));
+    }
+    service.until("vectors", 20, &mut running);
+    drop(running);
+    send(&service, 20..30);
+    let mut running = service.run(&["--http", "off"]);
+    service.until("vectors", 30, &mut running);
+    running.terminate();
+    let said = running.end();
+    assert!(said.status.success(), "{}", said.err);
+    let found = ids(service.consume("vectors").into_iter().map(|message| message["value"].clone()));
+    assert!(found.len() == 30 && found.values().all(|count| *count == 1), "{found:?}");
 }
 
 /// What happens to the newest checkpoint's manifest.

@@ -1,8 +1,8 @@
 //! Markers: what a writer's last committed transaction says about itself.
 //!
 //! Each transaction commits, beside its records, an offset of a consumer group that nobody consumes with: the group is the
-//! writer's (`<job>.<sink>.<worker>.commits`), the partition is the topic's first, the "offset" is the newest epoch in the
-//! transaction, and the metadata is the id of the job's life and, after a space, that of the start. The marker becomes visible
+//! writer's (`<job>.<sink>.<worker>.commits`), the partition is the topic's first, the "offset" is the newest epoch of the records in
+//! the transaction, and the metadata is the id of the job's life and, after a space, that of the start. The marker becomes visible
 //! with the records or not at all, and reading it is one request, however long the job has run.
 
 use std::time::{Duration, Instant};

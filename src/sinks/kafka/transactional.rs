@@ -67,6 +67,8 @@ pub(super) struct Transactional {
 struct Transaction {
     /// The newest epoch that is closed and in it.
     closed: Option<u64>,
+    /// The newest epoch of its records; `None` without any.
+    newest: Option<u64>,
 }
 
 /// One of the two producers.
@@ -82,6 +84,8 @@ struct Step {
     through: u64,
     /// The producer whose transaction it is; none for epochs without records.
     side: Option<Arc<Side>>,
+    /// The newest epoch of its records.
+    newest: Option<u64>,
 }
 
 /// How far the committer is.
@@ -130,6 +134,7 @@ impl Transactional {
         redo(&sides[0].topic, &marker, &open, found).map_err(|error| behind(error, &sides, &marker))?;
         let committed = Arc::new(Committed::default());
         let (steps, waiting) = unbounded();
+        let marked = open.commits.decided.epoch();
         let committing = Committing {
             marker: marker.clone(),
             sides: sides.clone(),
@@ -138,7 +143,7 @@ impl Transactional {
             name: open.name.clone(),
         };
         let thread = std::thread::Builder::new().name(format!("commits of {}", open.name));
-        let thread = thread.spawn(move || committing.run(&waiting)).map_err(|source| SinkError::Kafka {
+        let thread = thread.spawn(move || committing.run(&waiting, marked)).map_err(|source| SinkError::Kafka {
             name: open.name.clone(),
             detail: format!("start the committing thread: {source}"),
         })?;
@@ -167,13 +172,13 @@ impl Transactional {
 
     /// Hands the open transaction to the committer if epochs are closed in it and the other producer can go on.
     fn hand_over(&mut self) {
-        let Some(through) = self.open.as_ref().and_then(|open| open.closed) else { return };
+        let Some(Transaction { closed: Some(through), newest }) = self.open else { return };
         if !self.other_is_free() {
             return;
         }
         let side = self.producers[self.current].clone();
         side.busy.store(true, Ordering::Release);
-        self.step(Step { through, side: Some(side) });
+        self.step(Step { through, side: Some(side), newest });
         self.open = None;
         self.current = 1 - self.current;
     }
@@ -201,7 +206,7 @@ impl Transactional {
             self.begin()?;
         }
         // Epochs that were closed in the transaction are committed with this one: it takes more.
-        self.open = Some(Transaction { closed: None });
+        self.open = Some(Transaction { closed: None, newest: Some(epoch) });
         let topic = &self.producers[self.current].topic;
         topic.take_deliveries()?;
         if failpoint::has(Flaw::WriteTwice) {
@@ -215,11 +220,11 @@ impl Transactional {
         let due = self.began.elapsed() > MARKER_AGE_MAX;
         if self.open.is_none() && due && !self.producers[self.current].busy.load(Ordering::Acquire) {
             self.begin()?;
-            self.open = Some(Transaction { closed: None });
+            self.open = Some(Transaction { closed: None, newest: None });
         }
         match &mut self.open {
             Some(open) => open.closed = Some(epoch),
-            None => self.step(Step { through: epoch, side: None }),
+            None => self.step(Step { through: epoch, side: None, newest: None }),
         }
         self.hand_over();
         Ok(())
@@ -284,9 +289,13 @@ struct Committing {
 }
 
 impl Committing {
-    fn run(&self, steps: &Receiver<Step>) {
+    /// Takes steps as they come. `marked` is what the marker says.
+    fn run(&self, steps: &Receiver<Step>, mut marked: u64) {
         for step in steps {
-            match self.take(&step) {
+            // Of epochs in which nothing was there is no checkpoint: a marker that named one could not be told from one of a checkpoint
+            // that was lost.
+            marked = step.newest.unwrap_or(marked);
+            match self.take(&step, marked) {
                 Ok(true) => self.committed.epoch.fetch_max(step.through, Ordering::AcqRel),
                 Ok(false) => return,
                 Err(error) => {
@@ -301,8 +310,8 @@ impl Committing {
         }
     }
 
-    /// Commits a step when it is decided. False if it never will be.
-    fn take(&self, step: &Step) -> Result<bool, SinkError> {
+    /// Commits a step when it is decided, marked with an epoch. False if it never will be.
+    fn take(&self, step: &Step, marked: u64) -> Result<bool, SinkError> {
         let mut began = Instant::now();
         let mut did = |what| {
             let took = std::mem::replace(&mut began, Instant::now()).elapsed();
@@ -323,7 +332,7 @@ impl Committing {
             did("decide");
             // Not before: whoever asks for a marker that is in an open transaction gets no answer until it has ended, and a copy that
             // was killed may leave it open for long.
-            mark(&side.topic, &self.marker, step.through)?;
+            mark(&side.topic, &self.marker, marked)?;
             did("mark");
             commit(&side.topic)?;
             did("commit");
@@ -350,8 +359,8 @@ fn drain(topic: &Topic) -> Result<(), SinkError> {
 }
 
 /// Adds the marker to the drained transaction.
-fn mark(topic: &Topic, marker: &Marker, through: u64) -> Result<(), SinkError> {
-    let offsets = marker.offsets(through).map_err(|error| said(topic, "make a marker", &error))?;
+fn mark(topic: &Topic, marker: &Marker, epoch: u64) -> Result<(), SinkError> {
+    let offsets = marker.offsets(epoch).map_err(|error| said(topic, "make a marker", &error))?;
     if !failpoint::has(Flaw::NoMarker) {
         again(topic, "add the marker to the transaction", None, || {
             topic.producer.send_offsets_to_transaction(&offsets, &marker.group, CALL_WAIT)
