@@ -71,6 +71,9 @@ pub enum Arrival {
         /// The next offset that will be read.
         offset: i64,
     },
+    /// All partitions that are this worker's at the start have come, each with its position: until then it is not known whose events are
+    /// still to come, and time stands still. What comes by itself, from files, needs no such word.
+    Assigned,
     /// The newest event time that `partition` will not go back behind by more than the lateness is not known any more:
     /// it has no events.
     Idle(u32),

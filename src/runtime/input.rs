@@ -135,6 +135,9 @@ struct Taking {
     taken: Taken,
     /// Late rows that were kept and have been counted.
     late_kept: u64,
+    /// Whether the connector has said which partitions are this worker's. Before that they hold the watermark, or the backlog of a
+    /// worker that was faster would pass for the present, and theirs for late.
+    assigned: bool,
     /// The source's number in the ledger.
     entry: usize,
     /// How the source ended, if it has.
@@ -167,6 +170,7 @@ impl Taking {
             queued,
             taken: Taken::new(),
             late_kept: 0,
+            assigned: false,
             entry,
             ended: None,
             rests: false,
@@ -206,8 +210,10 @@ impl Taking {
                 return Step::Wait;
             }
             match self.input.inbox.try_recv() {
+                Ok(Arrival::Assigned) => self.assigned = true,
                 Ok(Arrival::Messages(messages)) => self.messages(messages),
                 Ok(Arrival::Records(batch, rejects)) => {
+                    self.assigned = true;
                     self.rejects(rejects);
                     self.rows(batch);
                 }
@@ -248,7 +254,9 @@ impl Taking {
             return;
         }
         let watermark = self.input.watermarks.watermark();
-        let silent = self.input.watermarks.has_no_say();
+        // One that was stopped before it was told has something to say at the next start.
+        let knows = self.assigned || matches!(self.ended, Some(Ended::Exhausted(_)));
+        let silent = knows && self.input.watermarks.has_no_say();
         for epoch in from..to {
             let exhausted = matches!(self.ended, Some(Ended::Exhausted(last)) if epoch > last);
             self.context.watermarks.publish(epoch, if silent || exhausted { NO_SAY } else { watermark });

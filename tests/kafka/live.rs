@@ -122,6 +122,31 @@ fn a_service_that_is_stopped_goes_on_where_it_was() {
 }
 
 /// Brokers would abort the transactions in a quarter of an hour; until then a reader of committed records gets none.
+/// A source that is reached later than another does not find that time has gone by: nothing that its events ask for is dropped, and
+/// they are not late.
+#[test]
+fn a_source_that_is_not_reached_yet_holds_the_time() {
+    let service = Service::new(brokers(), "late_source").create([("payments", 1), ("answers", 1)]);
+    // A payment a second, for two hours.
+    let payments = |seconds: std::ops::Range<u64>| seconds.map(|at| format!("{{\"at\":{at},\"card\":1}}"));
+    service.send("payments", 1, payments(1..7_200));
+    let mut running = service.run(&["--http", "off"]);
+    until(&mut running, "\"source\":\"payments\"");
+    // A topic that brokers don't know is waited for, for three seconds. Meanwhile epochs go by, and the card has more payments.
+    std::thread::sleep(Duration::from_millis(700));
+    service.send("payments", 1, payments(7_200..7_210));
+    std::thread::sleep(Duration::from_millis(500));
+    create(&service.brokers, &service.topic("questions"), 1, &[]);
+    let questions = [30, 600, 3_600, 7_209].into_iter().enumerate();
+    service.send("questions", 1, questions.map(|(id, at)| format!("{{\"id\":{id},\"at\":{at},\"card\":1}}")));
+    service.until("answers", 4, &mut running);
+    running.terminate();
+    let said = running.end();
+    assert!(said.status.success(), "{}", said.err);
+    let counts = service.consume("answers").into_iter().map(|answer| answer["value"]["card.count_1m"].as_u64());
+    assert_eq!(counts.collect::<Vec<_>>(), [30, 60, 60, 60].map(Some));
+}
+
 #[test]
 fn what_a_first_start_left_open_is_ended_by_one_with_fewer_workers() {
     let service = service().set("TRANSACTIONS", "15m");

@@ -323,7 +323,7 @@ impl Reading {
                 let (name, partition) = self.partitions.name(partition);
                 self.positions.0.insert((name.to_string(), partition), offset);
             }
-            Arrival::Advance(_) | Arrival::Idle(_) => {}
+            Arrival::Assigned | Arrival::Advance(_) | Arrival::Idle(_) => {}
             Arrival::End => self.ended = true,
         }
     }

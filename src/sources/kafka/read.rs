@@ -51,6 +51,14 @@ impl From<Closed> for Broken {
     }
 }
 
+/// What a reader is told.
+pub(super) enum Assigned {
+    /// A partition becomes its own; it comes before its first message can.
+    Partition(Arc<Tracked>),
+    /// These were all that there are at the start.
+    All,
+}
+
 /// A partition of this reader.
 struct Partition {
     tracked: Arc<Tracked>,
@@ -87,6 +95,9 @@ impl Reader<'_> {
         for (partition, offset) in self.inbox.new.drain(..) {
             self.port.send(Arrival::Position { partition, offset })?;
         }
+        if std::mem::take(&mut self.inbox.has_all) {
+            self.port.send(Arrival::Assigned)?;
+        }
         if let Some(messages) = self.inbox.batch() {
             self.paused.store(true, Relaxed);
             self.port.send(Arrival::Messages(messages))?;
@@ -116,8 +127,8 @@ impl Reader<'_> {
 
 /// What a reader has taken and not handed over yet.
 pub(super) struct Inbox {
-    /// Partitions that become this reader's; each comes here before its first message can.
-    assigned: Receiver<Arc<Tracked>>,
+    /// What becomes this reader's.
+    assigned: Receiver<Assigned>,
     context: Arc<Context>,
     source: u16,
     message_size_max: usize,
@@ -128,6 +139,8 @@ pub(super) struct Inbox {
     last: Option<((usize, i32), usize)>,
     /// Partitions that came since the last batch: number and position.
     new: Vec<(u32, i64)>,
+    /// All partitions of the start came since the last batch.
+    has_all: bool,
     /// Partitions that came since then to where they are to end.
     through: Vec<usize>,
     /// When the batch began, in microseconds since 1970.
@@ -140,7 +153,7 @@ pub(super) struct Inbox {
 
 impl Inbox {
     /// An empty inbox for the partitions that come by `assigned`.
-    pub fn new(assigned: Receiver<Arc<Tracked>>, context: Arc<Context>, source: u16, message_size_max: usize) -> Self {
+    pub fn new(assigned: Receiver<Assigned>, context: Arc<Context>, source: u16, message_size_max: usize) -> Self {
         Inbox {
             assigned,
             context,
@@ -150,6 +163,7 @@ impl Inbox {
             found: HashMap::new(),
             last: None,
             new: Vec::new(),
+            has_all: false,
             through: Vec::new(),
             arrived_micros: 0,
             bytes: 0,
@@ -161,7 +175,11 @@ impl Inbox {
 
     /// Takes in the partitions that were assigned since the last time.
     fn adopt(&mut self) {
-        for tracked in self.assigned.try_iter() {
+        for assigned in self.assigned.try_iter() {
+            let Assigned::Partition(tracked) = assigned else {
+                self.has_all = true;
+                continue;
+            };
             let position = tracked.position.load(Relaxed);
             self.new.push((tracked.number, position.min(tracked.until)));
             if position >= tracked.until {

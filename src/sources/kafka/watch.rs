@@ -12,7 +12,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::connect::{Begin, Contact};
-use super::read::{Broken, Inbox, MESSAGES_MAX, Reader};
+use super::read::{Assigned, Broken, Inbox, MESSAGES_MAX, Reader};
 use super::{Halt, KafkaSource, Tracked};
 use crate::cluster::Shape;
 use crate::kafka::{ClientError, Context};
@@ -84,7 +84,7 @@ pub(super) fn run(source: &KafkaSource, consumer: Arc<BaseConsumer<Context>>, st
 /// The way to a reader.
 struct Lane {
     inlet: Inlet<Context>,
-    assign: Sender<Arc<Tracked>>,
+    assign: Sender<Assigned>,
 }
 
 /// What the watch thread knows.
@@ -109,6 +109,9 @@ struct Watch<'a> {
 impl Watch<'_> {
     fn run(&mut self, begin: Vec<Begin>, status: &Status, paused: &[AtomicBool]) -> Result<(), SourceError> {
         self.assign(begin)?;
+        for lane in &self.lanes {
+            let _gone = lane.assign.send(Assigned::All);
+        }
         status.set_connection(Connection::Reading);
         tracing::info!(source = self.name, partitions = self.tracked.len(), "reading");
         let mut figures = Figures::new(self.name);
@@ -156,7 +159,7 @@ impl Watch<'_> {
             let tracked = Arc::new(Tracked::new(topic.as_str().into(), partition, number, position, until));
             let lane = &self.lanes[worker - self.shape.local().start];
             // A reader that has gone says why itself.
-            let _gone = lane.assign.send(tracked.clone());
+            let _gone = lane.assign.send(Assigned::Partition(tracked.clone()));
             self.tracked.push(tracked);
             if position >= until {
                 continue;
