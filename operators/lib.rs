@@ -4,8 +4,8 @@
 //! ONNX Runtime. An operator takes [`Batch`]es and gives [`Batch`]es; `millstream::runtime` places it in a dataflow.
 //!
 //! ```text
-//! messages ─ decode ─ validate ─ prepare ─ features ─ derive ─ score ─▶ sink
-//!               └─ rejects ──┴───────┴─────────┴──────────┘
+//! messages ─ decode ─ validate ─ prepare ─ deduplicate ─ features ─ derive ─ score ─▶ sink
+//!               └─ rejects ──┴─────────┴─────────┴───────────┴────────┘
 //! ```
 //!
 //! Families of kinds (what a user can name in a topology file) stand in a folder beside their list: [`decode`],
@@ -15,6 +15,7 @@
 
 pub mod batch;
 pub mod decode;
+pub mod deduplicate;
 pub mod drift;
 pub mod error;
 pub mod expressions;

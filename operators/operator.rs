@@ -15,6 +15,8 @@ pub struct Outputs {
     pub filtered: u64,
     /// Rows that came later than allowed and were dropped.
     pub late: u64,
+    /// Rows that had gone on before and were dropped.
+    pub duplicates: u64,
 }
 
 impl Outputs {

@@ -117,6 +117,7 @@ fn prepare_detail(prepare: &crate::topology::Prepare) -> String {
         count(prepare.checks.len(), "checks"),
         count(prepare.derive.len(), "derived"),
         count(prepare.select.len(), "selected"),
+        prepare.deduplicate.as_ref().map(|deduplicate| format!("once by {}", deduplicate.by.join(", "))),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }

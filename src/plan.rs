@@ -112,6 +112,19 @@ pub enum Node {
         /// The operator.
         operator: Prepare,
     },
+    /// Rows of another stream, of those that are the same the first.
+    Deduplicate {
+        /// The stream it reads.
+        input: usize,
+        /// The columns of the entity key.
+        key: Vec<usize>,
+        /// The columns that tell the events of a key apart.
+        by: Vec<usize>,
+        /// How far apart they are at most.
+        within: Millis,
+        /// Digest of what its state follows from.
+        hash: String,
+    },
     /// Rows of another stream with the features of their keys.
     Read {
         /// The feature group: an index of [`Plan::groups`].

@@ -46,6 +46,9 @@ pub struct Summary {
     pub late: BTreeMap<String, u64>,
     /// Records dropped by filters, by node.
     pub filtered: BTreeMap<String, u64>,
+    /// Records dropped because they had gone on before, by node.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub duplicates: BTreeMap<String, u64>,
     /// Records out, by sink.
     pub sinks: BTreeMap<String, u64>,
     /// Drift signals, by detector.
@@ -131,7 +134,11 @@ impl Summary {
                     self.rejects.entry(name.clone()).or_default().insert(reason.as_str().into(), count);
                 }
             }
-            for (totals, count) in [(&mut self.late, &node.late), (&mut self.filtered, &node.filtered)] {
+            for (totals, count) in [
+                (&mut self.late, &node.late),
+                (&mut self.filtered, &node.filtered),
+                (&mut self.duplicates, &node.duplicates),
+            ] {
                 if count.load(Relaxed) > 0 {
                     totals.insert(name.clone(), count.load(Relaxed));
                 }
@@ -188,6 +195,7 @@ impl fmt::Display for Summary {
             ("predictions", &self.predictions),
             ("late", &self.late),
             ("filtered", &self.filtered),
+            ("duplicates", &self.duplicates),
             ("written", &self.sinks),
             ("drift signals", &self.drift_signals),
             ("drift skipped", &self.drift_skipped),

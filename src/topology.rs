@@ -167,7 +167,7 @@ pub enum LatePolicy {
     DeadLetter,
 }
 
-/// Row-wise preparation of a stream: first `where`, then `checks`, then `derive`, then `select`.
+/// Preparation of a stream, row by row: first `where`, then `checks`, then `derive`, then `select`, then `deduplicate`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Prepare {
@@ -185,6 +185,31 @@ pub struct Prepare {
     /// The columns that go on, in this order. Default: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub select: Vec<String>,
+    /// Of all events that are the same lets the first go on; the others are dropped and counted. For who sends events may send
+    /// some twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deduplicate: Option<Deduplicate>,
+}
+
+/// When two events are the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Deduplicate {
+    /// Columns of the prepared stream that have the same values in events that are the same: an id, mostly. An event with a
+    /// null in one of them goes to the dead-letter sink.
+    pub by: Vec<String>,
+    /// Columns of the entity key within which `by` is looked at, such as the key of the feature groups behind it. Events of
+    /// one key stay in their order, whatever the number of workers; of different keys they may change places. Default: `by`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub key: Vec<String>,
+    /// How far apart in event time they are at most. Too short lets through what is sent again later; longer takes memory,
+    /// some 100 bytes an event for so long.
+    #[serde(default = "within")]
+    pub within: Millis,
+}
+
+fn within() -> Millis {
+    Millis(3_600_000)
 }
 
 /// A feature vector: one row for each row of the spine.

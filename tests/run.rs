@@ -91,6 +91,16 @@ fn a_dead_letter_for_each_reason() {
 }
 
 #[test]
+fn of_events_that_are_sent_twice_the_first_counts() {
+    let (sinks, summary) = check("duplicates");
+    for (node, sink, all) in [("once", "vectors", 12), ("once_of_all", "of_all", 13)] {
+        let left = records(&sinks[sink]).len() as u64;
+        let rejected = total(&summary["rejects"][node]);
+        assert_eq!(left + rejected + summary["duplicates"][node].as_u64().unwrap(), all, "{node}");
+    }
+}
+
+#[test]
 fn outcomes_and_drift() {
     let (_, summary) = check("outcomes");
     assert_eq!(summary["predictions"]["fraud"], 400);

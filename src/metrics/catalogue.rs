@@ -97,7 +97,7 @@ catalogue! {
     Counter OPERATOR_RECORDS_IN = "millstream_operator_records_in_total" ["operator"] Count Operators FromStart "Records an operator took. Conservation: in = out + rejected + dropped, for operators that answer each record.";
     Counter OPERATOR_RECORDS_OUT = "millstream_operator_records_out_total" ["operator"] Count Operators FromStart "Records an operator gave.";
     Counter DLQ_RECORDS = "millstream_dlq_records_total" ["stage", "reason"] Count Operators OnceItHappens "Records rejected, by the node where they failed and why.";
-    Counter RECORDS_DROPPED = "millstream_records_dropped_total" ["operator", "reason"] Count Operators OnceItHappens "Records dropped on purpose, by reason: filtered or late.";
+    Counter RECORDS_DROPPED = "millstream_records_dropped_total" ["operator", "reason"] Count Operators OnceItHappens "Records dropped on purpose, by reason: filtered, late or duplicate.";
     Gauge STATE_KEYS = "millstream_state_keys" ["operator"] Count Operators OnceItHappens "Keys an operator remembers, over all workers.";
     Gauge STATE_BYTES = "millstream_state_bytes" ["operator"] Bytes Operators OnceItHappens "Approximate memory of what an operator remembers, over all workers.";
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::planner::digest;
-use super::{DetectorPlan, GroupPlan, OfflinePlan, OutcomePlan, Plan, SinkPlan};
+use super::{DetectorPlan, GroupPlan, Node, OfflinePlan, OutcomePlan, Plan, SinkPlan};
 use crate::offline::TableKind;
 use crate::sinks::SinkKind;
 
@@ -16,7 +16,7 @@ impl Plan {
     pub fn definitions(&self) -> BTreeMap<String, String> {
         let sources =
             self.sources().map(|(stream, source)| (source_path(&stream.name), digest(&(), &source.kind.kind_name())));
-        let groups = self.groups.iter().map(|group| (group.path(), group.hash.clone()));
+        let keyed = self.keyed().map(|(path, hash)| (path, hash.to_string()));
         let shapes = self.groups.iter().filter(|group| group.is_first());
         let shapes = shapes.map(|group| (group.shape_path(), group.hash.clone()));
         let online = self.groups.iter().filter(|group| group.online);
@@ -28,7 +28,7 @@ impl Plan {
         let texts = [(TEXTS.to_string(), self.hash.clone())];
         sources
             .chain(texts)
-            .chain(groups)
+            .chain(keyed)
             .chain(shapes)
             .chain(online)
             .chain(detectors)
@@ -36,6 +36,15 @@ impl Plan {
             .chain(sinks)
             .chain(tables)
             .collect()
+    }
+
+    /// The nodes whose state lies with the workers, by key group, and the digests of their definitions.
+    pub fn keyed(&self) -> impl Iterator<Item = (String, &str)> {
+        let deduplicated = self.streams.iter().filter_map(|stream| match &stream.node {
+            Node::Deduplicate { hash, .. } => Some((prepare_path(&stream.name), hash.as_str())),
+            Node::Source(_) | Node::Prepare { .. } | Node::Read { .. } | Node::Score { .. } => None,
+        });
+        deduplicated.chain(self.groups.iter().map(|group| (group.path(), group.hash.as_str())))
     }
 
     /// A sink is where it writes and when it commits.
@@ -68,6 +77,11 @@ pub const TEXTS: &str = "topology.texts";
 /// The section and name of source `name`.
 pub fn source_path(name: &str) -> String {
     format!("sources.{name}")
+}
+
+/// The section and name of the prepared stream `name`, which is also the name of its state if it has some.
+pub fn prepare_path(name: &str) -> String {
+    format!("prepare.{name}")
 }
 
 impl GroupPlan {

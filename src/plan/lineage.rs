@@ -10,6 +10,7 @@
 
 use millstream_operators::expressions::Expression;
 use millstream_operators::prepare::Prepare;
+use millstream_operators::units::Millis;
 use serde::Serialize;
 
 use super::planner::digest;
@@ -54,6 +55,11 @@ impl Lineage {
             lineage.columns = selected.iter().map(|at| lineage.columns[*at].clone()).collect();
         }
         lineage
+    }
+
+    /// Of the rows that go on when some are the same, by the columns at these places.
+    pub(super) fn deduplicated(&self, at: &[usize], within: Millis) -> Lineage {
+        Lineage { rows: digest(&(&self.rows, self.columns(at)), &("deduplicate", within)), ..self.clone() }
     }
 
     /// Of the same rows with more columns.

@@ -180,7 +180,9 @@ impl<'t> Planner<'t> {
         let model = match &node {
             Node::Source(_) => None,
             Node::Score { model, .. } => Some(*model),
-            Node::Prepare { input, .. } | Node::Read { input, .. } => self.streams[*input].model,
+            Node::Prepare { input, .. } | Node::Deduplicate { input, .. } | Node::Read { input, .. } => {
+                self.streams[*input].model
+            }
         };
         self.streams.push(StreamPlan { name: name.to_string(), schema, node, model, lineage });
         self.by_name.insert(name.to_string(), self.streams.len() - 1);

@@ -5,17 +5,67 @@ use millstream_operators::error::ConfigError;
 use millstream_operators::prepare::{Prepare as PrepareOperator, PrepareConfig};
 use millstream_operators::score::{ScoreOptions, bind};
 
-use super::planner::{Planner, digest};
+use super::planner::{Planner, columns, digest};
 use super::{ModelPlan, Node};
 use crate::models::{self, ModelError};
-use crate::topology::Prepare;
+use crate::topology::{Deduplicate, Prepare};
 
 impl<'t> Planner<'t> {
     /// Plans a prepared stream.
     pub(super) fn prepare(&mut self, name: &'t str) -> Option<()> {
         let prepare = &self.topology.prepare[name];
         let input = *self.by_name.get(&prepare.from)?;
-        self.prepared(name, input, prepare, &format!("prepare.{name}"))
+        let at = format!("prepare.{name}");
+        let Some(deduplicate) = &prepare.deduplicate else { return self.prepared(name, input, prepare, &at) };
+        let Prepare { from: _, filter, checks, derive, select, deduplicate: _ } = prepare;
+        let is_as_it_was = filter.is_none() && checks.is_empty() && derive.is_empty() && select.is_empty();
+        let prepared = match is_as_it_was {
+            true => input,
+            false => {
+                self.prepared(&format!("{name}.prepared"), input, prepare, &at)?;
+                self.streams.len() - 1
+            }
+        };
+        self.deduplicated(name, prepared, deduplicate, &format!("{at}.deduplicate"))
+    }
+
+    /// Adds a stream with the first of all rows of `input` that are the same.
+    fn deduplicated(&mut self, name: &str, input: usize, deduplicate: &Deduplicate, at: &str) -> Option<()> {
+        let schema = self.streams[input].schema.clone();
+        let mut found = |names: &[String], option: &str| {
+            let at = format!("{at}.{option}");
+            columns(&schema, names, &at).map_err(|errors| self.refuse(errors)).ok()
+        };
+        let (by, key) = (found(&deduplicate.by, "by"), found(&deduplicate.key, "key"));
+        for (option, names) in [("by", &deduplicate.by), ("key", &deduplicate.key)] {
+            for (n, name) in names.iter().enumerate() {
+                let Some(field) = schema.field_with_name(name).ok().filter(|field| field.data_type().is_floating())
+                else {
+                    continue;
+                };
+                let data_type = field.data_type();
+                let message = format!("`{name}` is {data_type}: events are not told apart by floating-point numbers");
+                let hint = Some("take an int64 or a string".to_string());
+                self.refuse([ConfigError::new(format!("{at}.{option}[{n}]"), message).with_hint(hint)]);
+            }
+        }
+        if deduplicate.by.is_empty() {
+            let message = "name the columns that have the same values in events that are the same";
+            self.refuse([ConfigError::new(format!("{at}.by"), message)]);
+        }
+        if deduplicate.within.0 <= 0 {
+            let message = "events that are the same must be some time apart: give a length of time such as 1h";
+            self.refuse([ConfigError::new(format!("{at}.within"), message)]);
+        }
+        let by = by?;
+        let key = Some(key?).filter(|key| !key.is_empty()).unwrap_or_else(|| by.clone());
+        let within = deduplicate.within;
+        let read = &self.streams[input].lineage;
+        // With another `within` what was seen was seen all the same.
+        let hash = digest(&read.node(&key, &"deduplicate"), &read.columns(&by));
+        let lineage = read.deduplicated(&by, within);
+        self.add(name, schema, Node::Deduplicate { input, key, by, within, hash }, lineage);
+        Some(())
     }
 
     /// Adds a stream with more columns than `input`, of which `select` go on, in that order.

@@ -73,7 +73,7 @@ fn groups_are_read_in_one_order_by_every_vector() {
                     groups.push(plan.groups[*group].name.trim_end_matches("#2"));
                     *input
                 }
-                Node::Prepare { input, .. } => *input,
+                Node::Prepare { input, .. } | Node::Deduplicate { input, .. } => *input,
                 Node::Source(_) | Node::Score { .. } => break,
             };
         }

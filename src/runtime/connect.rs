@@ -365,5 +365,5 @@ fn give<'a, C>(
         given.rejects.clear();
         sessions[last].session(capability(last)).give_container(&mut vec![Parcel { worker: 0, batch }]);
     }
-    (given.filtered, given.late) = (0, 0);
+    (given.filtered, given.late, given.duplicates) = (0, 0, 0);
 }

@@ -56,7 +56,7 @@ impl Members {
     /// Sends each member where the job goes on, `welcome` and what it needs of the checkpoint: what the members' writers have to commit, and the state of the key groups that
     /// their workers own.
     pub fn welcome(&self, plan: &Plan, shape: Shape, checkpoint: &Checkpoint, welcome: &Welcome) {
-        let nodes: BTreeSet<String> = plan.groups.iter().map(crate::plan::GroupPlan::path).collect();
+        let nodes: BTreeSet<String> = plan.keyed().map(|(node, _)| node).collect();
         for (process, link) in &self.links {
             let local = Shape { process: *process, ..shape }.local();
             let owned = |worker: &usize| local.contains(worker);

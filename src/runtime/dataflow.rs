@@ -11,6 +11,7 @@ use std::sync::Arc;
 use arrow::array::AsArray;
 use crossbeam_channel::Receiver;
 use millstream_operators::Batch;
+use millstream_operators::deduplicate::Deduplicate;
 use millstream_operators::key::{KeyColumns, groups_of};
 use millstream_operators::operator::{Operator, Outputs};
 use millstream_operators::score::Score;
@@ -28,6 +29,7 @@ use super::ledger::SharedLedger;
 use super::output::Output;
 use super::route::{Edge, Routing};
 use crate::online::OnlineStore;
+use crate::plan::definitions::prepare_path;
 use crate::plan::{Node as PlanNode, Plan};
 use crate::sources::Arrival;
 
@@ -110,6 +112,21 @@ impl<'scope> Building<'_, 'scope> {
             PlanNode::Prepare { input, operator } => {
                 self.rowwise(&stream.name, *input, Rc::new(RefCell::new(operator.clone())))
             }
+            PlanNode::Deduplicate { input, key, by, within, .. } => {
+                let edge = self.stream(*input);
+                let operator = Deduplicate::new(&stream.name, key.clone(), by.clone(), within.0);
+                let node = Node {
+                    name: stream.name.as_str().into(),
+                    state: Some(State { name: prepare_path(&stream.name).into(), at_coordinator: false }),
+                    operator: Rc::new(RefCell::new(operator)),
+                    outputs: 1,
+                    order: self.order(),
+                    polled: false,
+                };
+                let routing = Routing::ByKey(KeyColumns::new(key.clone()));
+                let outgoing = connect(self.scope, self.context, node, vec![(edge, routing)]);
+                self.keep(outgoing).remove(0)
+            }
             PlanNode::Score { input, model } => {
                 let score = self.parts.scores[*model].take().expect("a model makes one stream");
                 self.rowwise(&stream.name, *input, Rc::new(RefCell::new(score)))
@@ -134,6 +151,11 @@ impl<'scope> Building<'_, 'scope> {
         let (outgoing, wake) = connect_source(self.scope, self.context, input);
         self.built.wakes.push(wake);
         self.keep(outgoing).remove(0)
+    }
+
+    /// The order in which operators see rows that touch each other.
+    fn order(&self) -> Order {
+        if self.bounded { Order::Ticks } else { Order::Arrival }
     }
 
     /// An operator that looks at each row by itself.
@@ -167,7 +189,7 @@ impl<'scope> Building<'_, 'scope> {
             state: Some(State { name: group.path().into(), at_coordinator: false }),
             operator: Rc::new(RefCell::new(group.operator())),
             outputs: group.readers.len() + 1,
-            order: if self.bounded { Order::Ticks } else { Order::Arrival },
+            order: self.order(),
             polled: false,
         };
         let outgoing = connect(self.scope, self.context, node, inputs);

@@ -1,5 +1,5 @@
 //! What a job counts, in one place: atomics that workers add to once a batch, read by the metrics, the progress display
-//! and the closing summary. Conservation is checked on them: in = out + rejected + filtered + late.
+//! and the closing summary. Conservation is checked on them: in = out + rejected + filtered + late + duplicates.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
@@ -26,6 +26,8 @@ pub struct NodeCounters {
     pub filtered: AtomicU64,
     /// Records dropped because they were late.
     pub late: AtomicU64,
+    /// Records dropped because they had gone on before.
+    pub duplicates: AtomicU64,
     /// Keys and bytes of state, by worker.
     pub state: Mutex<BTreeMap<usize, (u64, u64)>>,
 }
@@ -163,6 +165,7 @@ struct NodeCounts {
     rejects: Vec<u64>,
     filtered: u64,
     late: u64,
+    duplicates: u64,
 }
 
 impl Meters {
@@ -174,6 +177,7 @@ impl Meters {
                 rejects: node.rejects.iter().map(|count| count.load(Relaxed)).collect(),
                 filtered: node.filtered.load(Relaxed),
                 late: node.late.load(Relaxed),
+                duplicates: node.duplicates.load(Relaxed),
             };
             (name.to_string(), counts)
         };
@@ -197,6 +201,7 @@ impl Meters {
             node.records_out.fetch_add(counts.records_out, Relaxed);
             node.filtered.fetch_add(counts.filtered, Relaxed);
             node.late.fetch_add(counts.late, Relaxed);
+            node.duplicates.fetch_add(counts.duplicates, Relaxed);
             node.rejects.iter().zip(counts.rejects).for_each(|(into, count)| _ = into.fetch_add(count, Relaxed));
         }
         for (name, records) in counts.sources {
@@ -241,6 +246,9 @@ impl NodeMeter {
         }
         if given.late > 0 {
             self.counters.late.fetch_add(given.late, Relaxed);
+        }
+        if given.duplicates > 0 {
+            self.counters.duplicates.fetch_add(given.duplicates, Relaxed);
         }
     }
     /// Reports the size of the worker's part of the state: keys and bytes.

@@ -160,7 +160,7 @@ impl Reporter {
                 DLQ_RECORDS.of([name, reason.as_str()]).absolute(count);
             }
         }
-        for (reason, count) in [("filtered", &node.filtered), ("late", &node.late)] {
+        for (reason, count) in [("filtered", &node.filtered), ("late", &node.late), ("duplicate", &node.duplicates)] {
             let count = count.load(Relaxed);
             if count > 0 {
                 RECORDS_DROPPED.of([name, reason]).absolute(count);

@@ -222,6 +222,16 @@ impl Prepare {
     pub fn select<'a>(self, columns: impl IntoIterator<Item = &'a str>) -> Self {
         Prepare { select: texts(columns), ..self }
     }
+
+    /// Lets the first of all events go on that have the same values in the columns `by`, within an hour. Events of one `key` stay in their
+    /// order; without columns for it, `by` is the key.
+    pub fn deduplicate<'a>(
+        self,
+        by: impl IntoIterator<Item = &'a str>,
+        key: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
+        Prepare { deduplicate: Some(Deduplicate { by: texts(by), key: texts(key), within: within() }), ..self }
+    }
 }
 
 impl Vector {

@@ -14,6 +14,8 @@ use crate::random::Random;
 const CARDS: u64 = 40;
 /// Amounts are so many parts of 1: their sums are exact in any order, and so are they as scores.
 pub const UNIT: u64 = 1024;
+/// How many events later an event may be sent again.
+const AGAIN_AFTER: u64 = 300;
 /// So many events are small or large, in turn: there is drift to be told all the time.
 const LEVEL: u64 = 300;
 
@@ -53,6 +55,8 @@ pub struct Oracle {
     pub poison: Vec<u64>,
     pub watched: Watched,
     pub labels: Labels,
+    /// Events that will be sent again, by the event before which they are.
+    again: BTreeMap<u64, Vec<(i32, String)>>,
 }
 
 impl Oracle {
@@ -73,7 +77,17 @@ impl Oracle {
         self.expected.insert(id, expected);
         let amount = expected.score();
         self.watched.event(card, amount);
-        (partition, format!("{{\"id\":{id},\"at\":{at},\"card\":{card},\"amount\":{amount}}}"))
+        let event = (partition, format!("{{\"id\":{id},\"at\":{at},\"card\":{card},\"amount\":{amount}}}"));
+        if random.below(25) == 0 {
+            self.again.entry(id + 1 + random.below(AGAIN_AFTER)).or_default().push(event.clone());
+        }
+        event
+    }
+
+    /// Takes the events that are sent again when an event is written.
+    pub fn again(&mut self, id: u64) -> Vec<(i32, String)> {
+        let later = self.again.split_off(&(id + 1));
+        std::mem::replace(&mut self.again, later).into_values().flatten().collect()
     }
 
     /// Whether a topic's or a file's vectors are right: each once, with the right values, in the order of their card.

@@ -142,7 +142,7 @@ struct Writer {
     stop: Arc<AtomicBool>,
     /// How many events there are.
     written: Arc<AtomicU64>,
-    thread: Option<JoinHandle<(Oracle, u64)>>,
+    thread: Option<JoinHandle<(Oracle, [u64; 2])>>,
 }
 
 impl Writer {
@@ -157,22 +157,23 @@ impl Writer {
     fn stop(&mut self, service: &Service) -> Written {
         self.stop.store(true, Ordering::Release);
         let thread = self.thread.take().expect("it is stopped once");
-        let (oracle, labels) = thread.join().expect("the writer ends");
-        let events = self.written.load(Ordering::Acquire);
+        let (oracle, [again, labels]) = thread.join().expect("the writer ends");
+        let events = self.written.load(Ordering::Acquire) + again;
         let inputs = [(service.topic("events"), PARTITIONS, events), (service.topic("labels"), OF_LABELS, labels)];
         Written { oracle, inputs }
     }
 }
 
-/// Gives what the events said, and how many labels there are.
+/// Gives what the events said, how many of them were sent again, and how many labels there are.
 fn write_events(
     brokers: &str,
     [events, labels]: &[String; 2],
     seed: u64,
     stop: &AtomicBool,
     written: &AtomicU64,
-) -> (Oracle, u64) {
-    let (mut oracle, mut random, mut id, mut labelled) = (Oracle::default(), Random(seed), 0, 0);
+) -> (Oracle, [u64; 2]) {
+    let (mut oracle, mut random, mut id) = (Oracle::default(), Random(seed), 0);
+    let (mut repeated, mut labelled) = (0, 0);
     let producer: BaseProducer =
         client(brokers).set("enable.idempotence", "true").set("linger.ms", "1").create().unwrap();
     let send = |topic: &str, (partition, value): (i32, String)| {
@@ -186,8 +187,10 @@ fn write_events(
         for _ in 0..20 + random.below(60) {
             id += 1;
             send(events, oracle.event(id, &mut random));
-            let due = oracle.labels.due(id);
+            let (again, due) = (oracle.again(id), oracle.labels.due(id));
+            repeated += again.len() as u64;
             labelled += due.len() as u64;
+            again.into_iter().for_each(|event| send(events, event));
             due.into_iter().for_each(|label| send(labels, label));
         }
         producer.poll(Duration::ZERO);
@@ -198,7 +201,7 @@ fn write_events(
     labelled += last.len() as u64;
     last.into_iter().for_each(|label| send(labels, label));
     producer.flush(LONG).expect("the broker takes the events");
-    (oracle, labelled)
+    (oracle, [repeated, labelled])
 }
 
 /// Reads what is committed in a topic as it comes, for as long as it lives: nothing that it has once seen can be taken back.
