@@ -278,6 +278,7 @@ impl Source {
                 let (topic, partition) = name(partition);
                 self.idle.push((topic.to_string(), partition));
             }
+            Arrival::Assigned => {}
             Arrival::End => self.ended += 1,
             other => panic!("a Kafka source does not send {other:?}"),
         }

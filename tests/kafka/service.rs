@@ -84,7 +84,7 @@ impl Service {
 
     /// Whether its state lies in a bucket.
     pub fn is_in_bucket(&self) -> bool {
-        self.variables.iter().any(|(name, _)| *name == ENDPOINT)
+        self.has(ENDPOINT)
     }
 
     /// Creates topics of so many partitions.
@@ -93,6 +93,11 @@ impl Service {
             create(&self.brokers, &self.topic(topic), partitions, &[]);
         }
         self
+    }
+
+    /// Whether a variable of the topology has a value.
+    pub fn has(&self, variable: &str) -> bool {
+        self.variables.iter().any(|(name, _)| *name == variable)
     }
 
     /// The full name of a topic.

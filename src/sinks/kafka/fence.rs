@@ -1,15 +1,18 @@
-//! Who has ended a writer's transactions: another copy of the job, or the brokers, for which they were open too long.
+//! Taking a transactional id from whoever had it, and who has ended a writer's transactions: another copy of the job, or the brokers, for
+//! which they were open too long.
 //!
 //! To the writer brokers say the same of both: that its epoch is an old one. The [marker](super::marker) tells them apart,
 //! since every start commits one that bears its name.
 
 use std::time::{Duration, Instant};
 
+use rdkafka::error::KafkaError;
 use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::marker::Marker;
 use super::topic::Topic;
+use super::transactional::{CALL_WAIT, again, said};
 use crate::sinks::SinkError;
 
 /// How long the marker of another copy is waited for: it fences first and commits then. Longer than the thread of the checkpoints
@@ -17,6 +20,14 @@ use crate::sinks::SinkError;
 const MARKER_WAIT: Duration = Duration::from_secs(10);
 /// How long to wait before looking again.
 const AGAIN: Duration = Duration::from_millis(200);
+/// How long a start waits for the brokers to end what an earlier run left open.
+const FENCE_WAIT: Duration = Duration::from_secs(60);
+/// How long a producer waits for its transactional id before another is made: so long at first, twice as long then, and so on.
+const FENCE_PATIENCE: Duration = Duration::from_millis(50);
+/// How many are made. The one after them waits.
+const FENCE_TRIES: u32 = 4;
+/// How long brokers may take to answer a producer that has had an answer.
+const ANSWER_WAIT: Duration = Duration::from_secs(1);
 
 /// Whether an error says that the writer's epoch is an old one.
 pub(super) fn is_fence(code: RDKafkaErrorCode) -> bool {
@@ -53,4 +64,33 @@ pub(super) fn behind(error: SinkError, topics: [&Topic; 2], marker: &Marker) -> 
          could not write its checkpoint. Its records are not lost; the next start writes them. topic `{}` at {}",
         topic.topic, topic.brokers
     ))
+}
+
+/// A producer that has taken the transactional id: whoever had it before can't commit any more, and what it left open is ended.
+///
+/// Brokers that are asked for an id with an open transaction begin to end it, which takes them some milliseconds, and want to be asked
+/// again. librdkafka does so after half a second, most of the time that a start takes; another producer does so at once.
+pub(super) fn fenced(id: &str, make: impl Fn() -> Result<Topic, SinkError>) -> Result<Topic, SinkError> {
+    let doing = format!("take the transactional id `{id}`");
+    let mut tries = 0;
+    loop {
+        let began = Instant::now();
+        let mut topic = make()?;
+        topic.discards = true;
+        // librdkafka closes the connection by which it had its first answer. While there is none, it asks nobody for the coordinator
+        // of transactions, and looks again after half a second; a second question waits for the next connection.
+        let answer = topic.producer.client().fetch_metadata(Some(&topic.topic), ANSWER_WAIT);
+        tries += 1;
+        if answer.is_err() || tries > FENCE_TRIES {
+            let deadline = Instant::now() + FENCE_WAIT;
+            again(&topic, &doing, Some(deadline), || topic.producer.init_transactions(CALL_WAIT))?;
+            return Ok(topic);
+        }
+        // Brokers that are far away take as long as for other answers.
+        match topic.producer.init_transactions(tries * FENCE_PATIENCE + began.elapsed()) {
+            Ok(()) => return Ok(topic),
+            Err(KafkaError::Transaction(told)) if told.is_retriable() && !told.is_fatal() => {}
+            Err(error) => return Err(said(&topic, &doing, &error)),
+        }
+    }
 }

@@ -24,7 +24,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::fence::{self, is_fence};
+use super::fence::{self, fenced, is_fence};
 use super::marker::Marker;
 use super::topic::Topic;
 use super::{KafkaSink, Millis};
@@ -34,19 +34,11 @@ use crate::metrics::catalogue::SINK_COMMIT_DURATION;
 use crate::runtime::decided::Decided;
 use crate::sinks::{Open, Records, SinkError, SinkWriter};
 
-/// How long a start waits for the brokers to end what an earlier run left open.
-const FENCE_WAIT: Duration = Duration::from_secs(60);
-/// How long a producer waits for its transactional id before another is made: so long at first, twice as long then, and so on.
-const FENCE_PATIENCE: Duration = Duration::from_millis(50);
-/// How many are made. The one after them waits.
-const FENCE_TRIES: u32 = 4;
-/// How long brokers may take to answer a producer that has had an answer.
-const ANSWER_WAIT: Duration = Duration::from_secs(1);
 /// How long a writer without records leaves its marker alone. Brokers forget one after `offsets.retention.minutes`, seven
 /// days by default and one day in old clusters.
 const MARKER_AGE_MAX: Duration = Duration::from_secs(6 * 3600);
 /// How long a call that waits for the brokers may take before it is made again.
-const CALL_WAIT: Duration = Duration::from_secs(10);
+pub(super) const CALL_WAIT: Duration = Duration::from_secs(10);
 
 /// A worker's two producers and their committer.
 pub(super) struct Transactional {
@@ -377,35 +369,6 @@ fn commit(topic: &Topic) -> Result<(), SinkError> {
     Ok(())
 }
 
-/// A producer that has taken the transactional id: whoever had it before can't commit any more, and what it left open is ended.
-///
-/// Brokers that are asked for an id with an open transaction begin to end it, which takes them some milliseconds, and want to be asked
-/// again. librdkafka does so after half a second, most of the time that a start takes; another producer does so at once.
-fn fenced(id: &str, make: impl Fn() -> Result<Topic, SinkError>) -> Result<Topic, SinkError> {
-    let doing = format!("take the transactional id `{id}`");
-    let mut tries = 0;
-    loop {
-        let began = Instant::now();
-        let mut topic = make()?;
-        topic.discards = true;
-        // librdkafka closes the connection by which it had its first answer. While there is none, it asks nobody for the coordinator
-        // of transactions, and looks again after half a second; a second question waits for the next connection.
-        let answer = topic.producer.client().fetch_metadata(Some(&topic.topic), ANSWER_WAIT);
-        tries += 1;
-        if answer.is_err() || tries > FENCE_TRIES {
-            let deadline = Instant::now() + FENCE_WAIT;
-            again(&topic, &doing, Some(deadline), || topic.producer.init_transactions(CALL_WAIT))?;
-            return Ok(topic);
-        }
-        // Brokers that are far away take as long as for other answers.
-        match topic.producer.init_transactions(tries * FENCE_PATIENCE + began.elapsed()) {
-            Ok(()) => return Ok(topic),
-            Err(KafkaError::Transaction(told)) if told.is_retriable() && !told.is_fatal() => {}
-            Err(error) => return Err(said(&topic, &doing, &error)),
-        }
-    }
-}
-
 /// Writes decided records again that the marker does not know of. With or without records it commits a marker, so that one
 /// that is not there has been forgotten, never just not been written: every interleaving is looked at in
 /// `tests/commit_model.rs`.
@@ -458,7 +421,7 @@ fn redo(topic: &Topic, marker: &Marker, open: &Open, found: Option<u64>) -> Resu
 
 /// Makes a call until it has an answer: a call that timed out must be made again on the same producer, or it is not known
 /// what became of it.
-fn again(
+pub(super) fn again(
     topic: &Topic,
     doing: &str,
     deadline: Option<Instant>,
@@ -480,7 +443,7 @@ fn again(
 }
 
 /// An error of a transaction in words.
-fn said(topic: &Topic, doing: &str, error: &KafkaError) -> SinkError {
+pub(super) fn said(topic: &Topic, doing: &str, error: &KafkaError) -> SinkError {
     let brokers = &topic.brokers;
     let detail = match error {
         KafkaError::Transaction(told) if is_fence(told.code()) => {

@@ -113,6 +113,10 @@ impl Reader<'_> {
     }
 
     fn tell_idle(&mut self, now: Instant) -> Result<(), Broken> {
+        // Nobody has come to the end of anything while no broker answers.
+        if self.inbox.context.is_down() {
+            self.inbox.partitions.iter_mut().for_each(|partition| partition.ended = now);
+        }
         for partition in &mut self.inbox.partitions {
             // A partition that is not read to its end has events: they just don't come.
             let quiet = now.duration_since(partition.ended) >= self.idle_after;

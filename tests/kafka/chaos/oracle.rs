@@ -55,11 +55,18 @@ pub struct Oracle {
     pub poison: Vec<u64>,
     pub watched: Watched,
     pub labels: Labels,
+    /// Whether some events are sent twice.
+    sends_again: bool,
     /// Events that will be sent again, by the event before which they are.
     again: BTreeMap<u64, Vec<(i32, String)>>,
 }
 
 impl Oracle {
+    /// Of events that are not written yet, some of which may be sent twice.
+    pub fn new(sends_again: bool) -> Oracle {
+        Oracle { sends_again, ..Oracle::default() }
+    }
+
     /// The next event: its partition and its bytes.
     pub fn event(&mut self, id: u64, random: &mut Random) -> (i32, String) {
         let card = random.below(CARDS);
@@ -78,7 +85,7 @@ impl Oracle {
         let amount = expected.score();
         self.watched.event(card, amount);
         let event = (partition, format!("{{\"id\":{id},\"at\":{at},\"card\":{card},\"amount\":{amount}}}"));
-        if random.below(25) == 0 {
+        if random.below(25) == 0 && self.sends_again {
             self.again.entry(id + 1 + random.below(AGAIN_AFTER)).or_default().push(event.clone());
         }
         event

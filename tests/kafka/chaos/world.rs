@@ -21,6 +21,9 @@ const OF_LABELS: i32 = 2;
 pub const TOPICS: [(&str, i32); 5] =
     [("events", PARTITIONS), ("labels", OF_LABELS), ("vectors", 2), ("rejects", 1), ("signals", 1)];
 
+/// The variable of the topology that names the stream of the events: `events` for a job that takes each as it comes.
+pub const STREAM: &str = "STREAM";
+
 /// Who writes a job's inputs, and who reads its outputs.
 pub struct World {
     writer: Writer,
@@ -150,7 +153,9 @@ impl Writer {
         let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (asked, count) = (stop.clone(), written.clone());
         let (brokers, topics) = (service.brokers.clone(), ["events", "labels"].map(|name| service.topic(name)));
-        let thread = std::thread::spawn(move || write_events(&brokers, &topics, seed, &asked, &count));
+        // A job that does not tell them apart is sent none twice.
+        let oracle = Oracle::new(!service.has(STREAM));
+        let thread = std::thread::spawn(move || write_events(&brokers, &topics, oracle, seed, &asked, &count));
         Writer { stop, written, thread: Some(thread) }
     }
 
@@ -168,11 +173,12 @@ impl Writer {
 fn write_events(
     brokers: &str,
     [events, labels]: &[String; 2],
+    mut oracle: Oracle,
     seed: u64,
     stop: &AtomicBool,
     written: &AtomicU64,
 ) -> (Oracle, [u64; 2]) {
-    let (mut oracle, mut random, mut id) = (Oracle::default(), Random(seed), 0);
+    let (mut random, mut id) = (Random(seed), 0);
     let (mut repeated, mut labelled) = (0, 0);
     let producer: BaseProducer =
         client(brokers).set("enable.idempotence", "true").set("linger.ms", "1").create().unwrap();
