@@ -163,24 +163,43 @@ impl Items {
             let mut shared = places.iter().filter(|(_, is_carried)| *is_carried).flat_map(|(place, _)| place.clone());
             self.tile > 0 || shared.all(|at| one[at] == other[at] || (one[at].is_nan() && other[at].is_nan()))
         };
-        let mut open: VecDeque<usize> = VecDeque::new();
-        let mut next = older;
-        for at in 0..carried.len() {
-            let mut item = carried.item(at).to_vec();
-            open.retain(|other| again.time(*other) == item[0]);
-            while next < again.len() && again.time(next) <= item[0] {
-                if again.time(next) == item[0] {
-                    open.push_back(next);
+        // What the definition before had nothing to remember of, it does not know: that is taken, without what was carried.
+        let begin = |item: &mut [f64]| {
+            for ((place, is_carried), slot) in places.iter().zip(&self.slots) {
+                if *is_carried {
+                    slot.fill(&mut item[place.clone()], None);
                 }
+            }
+        };
+        let mut next = older;
+        let mut at = 0;
+        while at < carried.len() || next < again.len() {
+            let time = |ring: &Ring, at: usize| if at < ring.len() { ring.time(at) } else { f64::INFINITY };
+            let now = time(carried, at).min(time(again, next));
+            let mut open: VecDeque<usize> = VecDeque::new();
+            while next < again.len() && again.time(next) == now {
+                open.push_back(next);
                 next += 1;
             }
-            let found = open.iter().position(|other| is_same(&item, again.item(*other)));
-            if let Some(other) = found.and_then(|found| open.remove(found)) {
-                for (place, _) in places.iter().filter(|(_, is_carried)| !is_carried) {
-                    item[place.clone()].copy_from_slice(&again.item(other)[place.clone()]);
+            while at < carried.len() && carried.time(at) == now {
+                let mut item = carried.item(at).to_vec();
+                let found = open.iter().position(|other| is_same(&item, again.item(*other)));
+                if let Some(other) = found.and_then(|found| open.remove(found)) {
+                    for (place, _) in places.iter().filter(|(_, is_carried)| !is_carried) {
+                        item[place.clone()].copy_from_slice(&again.item(other)[place.clone()]);
+                    }
+                }
+                push(&item);
+                at += 1;
+            }
+            for other in open {
+                let mut item = again.item(other).to_vec();
+                begin(&mut item);
+                // An event that the job has left out, as late, stays so.
+                if is_same(&item, again.item(other)) {
+                    push(&item);
                 }
             }
-            push(&item);
         }
         ring
     }
