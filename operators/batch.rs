@@ -32,6 +32,11 @@ impl Row {
     pub fn happened(&self) -> Option<EventTime> {
         (self.event_time != 0).then_some(self.event_time)
     }
+
+    /// Its place among all rows of a job, whatever the number of workers: by event time, of one time by where it came from.
+    pub fn place(&self) -> (EventTime, u16, u32, i64) {
+        (self.event_time, self.source, self.partition, self.offset)
+    }
 }
 
 /// Rows on an edge of the dataflow. Invariant: `rows.len() == records.num_rows()`, and `raw` is as long when it is there.

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::batch::{Batch, EventTime, Row};
+use crate::batch::{Batch, EventTime};
 use crate::key::{KeyColumns, hash};
 use crate::operator::{Operator, Outputs};
 use crate::reject::{Reason, Reject};
@@ -145,12 +145,8 @@ impl Operator for Deduplicate {
     fn process_tick(&mut self, batches: Vec<(usize, Batch)>, out: &mut Outputs) {
         let batches: Vec<Batch> = batches.into_iter().map(|(_, batch)| batch).collect();
         let Some(all) = Batch::concat(&batches).expect("a port has one schema") else { return };
-        let place = |row: &u32| {
-            let Row { event_time, source, partition, offset, .. } = all.rows[*row as usize];
-            (event_time, source, partition, offset)
-        };
         let mut order: Vec<u32> = (0..all.len() as u32).collect();
-        order.sort_by_key(place);
+        order.sort_by_key(|row| all.rows[*row as usize].place());
         self.process(0, all.take(&order).expect("the indices are rows of the batch"), out);
     }
 
@@ -159,10 +155,8 @@ impl Operator for Deduplicate {
         if watermark > self.watermark && watermark < EventTime::MAX {
             self.watermark = watermark;
         }
-        // A slot for every two rows: the sweep goes round faster than keys can come.
-        let slots = std::mem::take(&mut self.taken) / 2 + 16;
         let (watermark, within) = (self.watermark, self.within);
-        self.state.sweep(slots, |_, seen| {
+        self.state.sweep_after(std::mem::take(&mut self.taken), |_, seen| {
             seen.0.retain(|(_, time)| time.saturating_add_unsigned(within) >= watermark);
             !seen.0.is_empty()
         });
@@ -181,15 +175,7 @@ impl Operator for Deduplicate {
     }
 
     fn state_size(&self) -> (u64, u64) {
-        /// Keys looked at: as many as tell the usual size of a key.
-        const SAMPLE: usize = 1024;
-        let (mut keys, mut bytes) = (0, 0);
-        for (key, seen) in self.state.iter().take(SAMPLE) {
-            keys += 1;
-            bytes += key.len() + size_of::<Seen>() + seen.0.capacity() * size_of::<(u64, EventTime)>();
-        }
-        let all = self.state.len() as u64;
-        (all, bytes as u64 * all / keys.max(1))
+        self.state.size(|seen| size_of::<Seen>() + seen.0.capacity() * size_of::<(u64, EventTime)>())
     }
 }
 
@@ -202,6 +188,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::batch::Row;
     use crate::state::rows;
 
     /// A card, an id and an event time.

@@ -303,6 +303,22 @@ impl<S> KeyedState<S> {
         removed
     }
 
+    /// Like [`sweep`](KeyedState::sweep) when so many rows have come since the last time: a slot for every two of them goes round faster
+    /// than keys can come, at a constant cost for each.
+    pub fn sweep_after(&mut self, rows: usize, keep: impl FnMut(&[u8], &mut S) -> bool) -> usize {
+        self.sweep(rows / 2 + 16, keep)
+    }
+
+    /// The number of keys, and their bytes in memory by those of some: `bytes` says those of a state.
+    pub fn size(&self, bytes: impl Fn(&S) -> usize) -> (u64, u64) {
+        /// Keys looked at: as many as tell the usual size of a key.
+        const SAMPLE: usize = 1024;
+        let sample = self.iter().take(SAMPLE).map(|(key, state)| key.len() + bytes(state));
+        let (seen, sum) = sample.fold((0, 0), |(seen, sum), bytes| (seen + 1, sum + bytes as u64));
+        let keys = self.len as u64;
+        (keys, sum * keys / seen.max(1))
+    }
+
     /// Takes a key out of its slot and the index.
     fn vacate(&mut self, at: u32) {
         let Some(slot) = self.slots[at as usize / CHUNK][at as usize % CHUNK].take() else { return };

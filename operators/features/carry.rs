@@ -147,6 +147,15 @@ impl Items {
         self.slots.iter().map(place).collect()
     }
 
+    /// An item with the slots empty that were carried.
+    fn without_carried(&self, item: &[f64], places: &[(Range<usize>, bool)]) -> Vec<f64> {
+        let mut item = item.to_vec();
+        for (slot, (place, _)) in self.slots.iter().zip(places).filter(|(_, (_, is_carried))| *is_carried) {
+            slot.fill(&mut item[place.clone()], None);
+        }
+        item
+    }
+
     /// `carried`, which was of the shape `before`, with what is new from `again`, where the events were seen again. What only `again`
     /// has is taken if it is older than all that was carried: longer windows reach it.
     fn fill(&self, before: &Items, carried: &Ring, again: &Ring) -> Ring {
@@ -162,14 +171,6 @@ impl Items {
         let is_same = |one: &[f64], other: &[f64]| {
             let mut shared = places.iter().filter(|(_, is_carried)| *is_carried).flat_map(|(place, _)| place.clone());
             self.tile > 0 || shared.all(|at| one[at] == other[at] || (one[at].is_nan() && other[at].is_nan()))
-        };
-        // What the definition before had nothing to remember of, it does not know: that is taken, without what was carried.
-        let begin = |item: &mut [f64]| {
-            for ((place, is_carried), slot) in places.iter().zip(&self.slots) {
-                if *is_carried {
-                    slot.fill(&mut item[place.clone()], None);
-                }
-            }
         };
         let mut next = older;
         let mut at = 0;
@@ -192,12 +193,12 @@ impl Items {
                 push(&item);
                 at += 1;
             }
-            for other in open {
-                let mut item = again.item(other).to_vec();
-                begin(&mut item);
-                // An event that the job has left out, as late, stays so.
-                if is_same(&item, again.item(other)) {
-                    push(&item);
+            for seen in open.into_iter().map(|other| again.item(other)) {
+                // Where the definition before had nothing to remember, only what is new is to be had. It did have of an event that
+                // the job left out, as late: that stays so.
+                let new = self.without_carried(seen, &places);
+                if is_same(&new, seen) {
+                    push(&new);
                 }
             }
         }

@@ -383,11 +383,9 @@ impl Operator for FeatureGroup {
         if watermark > self.horizon.watermark && watermark < EventTime::MAX {
             self.horizon.advance(watermark, &self.definition.frame);
         }
-        // A slot for every two updates: the sweep goes round faster than keys can come, at a constant cost for each.
-        let slots = self.updates / 2 + 16;
-        self.updates = 0;
         let oldest = self.horizon.watermark.saturating_sub(self.definition.ttl);
-        self.state.sweep(slots, |_, entity| entity.changed > 0 || entity.newest > oldest);
+        self.state
+            .sweep_after(std::mem::take(&mut self.updates), |_, entity| entity.changed > 0 || entity.newest > oldest);
     }
 
     fn close_epoch(&mut self, _epoch: u64, out: &mut Outputs) {
@@ -435,15 +433,7 @@ impl Operator for FeatureGroup {
     }
 
     fn state_size(&self) -> (u64, u64) {
-        /// Keys looked at: as many as tell the usual size of a key.
-        const SAMPLE: usize = 1024;
-        let (mut seen, mut bytes) = (0, 0);
-        for (key, entity) in self.state.iter().take(SAMPLE) {
-            seen += 1;
-            bytes += key.len() + entity.size_bytes();
-        }
-        let keys = self.state.len() as u64;
-        (keys, bytes as u64 * keys / seen.max(1))
+        self.state.size(Entity::size_bytes)
     }
 }
 

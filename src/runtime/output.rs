@@ -173,8 +173,8 @@ impl Output {
             }
             SINK_ERRORS.of([&self.name, error.kind()]).increment(1);
             self.mark_stalled(false);
-            self.gates.failed.store(true, Ordering::Release);
             self.failures.report(anyhow::Error::new(error).context(format!("sink `{}` failed", self.name)));
+            self.gates.failed.store(true, Ordering::Release);
         }
     }
 }
@@ -225,16 +225,12 @@ impl Operator for Output {
     }
 }
 
-/// The rows by (event time, source, partition, offset); rejects of one record also by their stage, since several nodes may
+/// The rows by their places; rejects of one record also by their stage, since several nodes may
 /// reject what they all were given.
 pub fn in_event_order(batch: &Batch) -> Result<Batch, arrow::error::ArrowError> {
     let stages = (batch.records.schema() == reject::schema()).then(|| batch.records.column_by_name("stage")).flatten();
     let stages = stages.and_then(|column| column.as_string_opt::<i32>());
-    let place = |i: &u32| {
-        let row = &batch.rows[*i as usize];
-        let stage = stages.map(|stages| stages.value(*i as usize));
-        (row.event_time, row.source, row.partition, row.offset, stage)
-    };
+    let place = |i: &u32| (batch.rows[*i as usize].place(), stages.map(|stages| stages.value(*i as usize)));
     let mut order: Vec<u32> = (0..batch.len() as u32).collect();
     order.sort_by(|a, b| place(a).cmp(&place(b)));
     batch.take(&order)

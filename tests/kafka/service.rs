@@ -7,6 +7,7 @@ use std::process::Command;
 use millstream::metrics::scrape::Sample;
 use serde_json::Value;
 
+use super::chaos::world::TOPICS;
 use super::*;
 use crate::program::{Running, millstream, root, said};
 pub use crate::program::{address, ask_for, get};
@@ -32,7 +33,7 @@ impl Service {
 
     /// The topology `chaos` with its topics, of which that of the events has `partitions`.
     pub fn chaos(partitions: i32) -> Service {
-        let topics = [("events", partitions), ("labels", 2), ("vectors", 2), ("rejects", 1), ("signals", 1)];
+        let topics = TOPICS.map(|(topic, usual)| (topic, if topic == "events" { partitions } else { usual }));
         Service::new(brokers(), "chaos").create(topics)
     }
 
