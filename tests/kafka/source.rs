@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use millstream::sources::kafka::StartAt;
 use millstream::sources::{Connection, Positions, SourceError, Topics};
 
+use super::own_broker::Broker;
 use super::*;
 
 #[test]
@@ -316,6 +317,25 @@ fn a_partition_at_its_end_becomes_idle_once() {
     write(&brokers, &topic, [(1, b"2".as_slice())]);
     source.until("idle again", |source| source.idle.len() == 3);
     assert_eq!(source.idle[2], (topic.clone(), 1), "only the partition that had a message");
+    source.stop().1.unwrap();
+}
+
+/// Or a broker that is restarted would let time go on without what waits at it.
+#[test]
+fn no_partition_is_idle_while_no_broker_answers() {
+    let broker = Broker::plain();
+    let (brokers, topic) = (broker.address(), unique("away"));
+    create(&brokers, &topic, 2, &[]);
+    write(&brokers, &topic, [(0, b"1".as_slice()), (1, b"2")]);
+    let idle_after = Duration::from_secs(4);
+    let mut source = Source::start(&brokers, &[&topic], Setup { idle_after, ..Setup::default() });
+    source.until_messages(2);
+    broker.run(&["kill", "1"]);
+    let away = Instant::now();
+    source.until("long enough", |_| away.elapsed() > 2 * idle_after);
+    assert!(source.idle.is_empty(), "{:?}", source.idle);
+    broker.run(&["start", "1"]);
+    source.until("both idle", |source| source.idle.len() == 2);
     source.stop().1.unwrap();
 }
 
