@@ -59,6 +59,7 @@ pub use error::CheckpointError;
 pub use location::Location;
 pub use manifest::Base;
 pub use origin::{Origin, Standing};
+pub use start::Ownership;
 pub use storage::Place;
 pub use transfer::export;
 

@@ -42,6 +42,8 @@ names! {
     Point {
         /// The newest checkpoint has been read; nothing has been done with it.
         StateLoaded = "state-loaded",
+        /// A start has taken over the job; nothing outside has been told.
+        JobTakenOver = "job-taken-over",
         /// A file sink has been cut back to its checkpoint.
         FileCut = "file-cut",
         /// Both transactional ids of a writer are taken: what an earlier run left open is ended.
@@ -88,6 +90,8 @@ names! {
         NoMarker = "no-marker",
         /// The marker is read before the transactional ids are taken.
         MarkerBeforeFence = "marker-before-fence",
+        /// A start that has taken the transactional ids does not ask whether it still has the job.
+        NoAsk = "no-ask",
         /// A start does not write decided records again.
         NoRedo = "no-redo",
         /// A start does not write decided rows of tables again.

@@ -22,6 +22,7 @@ pub mod member;
 pub mod memory;
 pub mod meter;
 pub mod output;
+pub mod owned;
 pub mod repeats;
 pub mod report;
 pub mod route;

@@ -12,6 +12,7 @@ use millstream_operators::kinds;
 use serde::{Deserialize, Serialize};
 
 use crate::runtime::decided::Decided;
+use crate::runtime::owned::Owned;
 
 pub mod file;
 pub mod kafka;
@@ -184,6 +185,8 @@ pub struct Commits {
     pub id: String,
     /// Tells this start from all others.
     pub start: String,
+    /// Says whether this start still has the job.
+    pub owned: Owned,
     /// Says which epochs are decided.
     pub decided: Arc<Decided>,
     /// The newest epoch that the checkpoint knows to be committed.

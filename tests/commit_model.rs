@@ -1,18 +1,20 @@
 //! The commit protocol as a model, every interleaving of which is looked at: two partitions, jobs of one or two workers,
 //! pipelined epochs, crashes at every step, commits that arrive at the broker after the job has died, starts with
-//! another number of workers. The protocol must hold; each of its wrong relatives must not.
+//! another number of workers, a start from which another one takes over and that goes on until it notices. The protocol
+//! must hold; each of its wrong relatives must not.
 //!
 //! Model checking by stateright. What the steps are in the code: `src/runtime/checkpoints.rs` (manifest),
 //! `src/sinks/kafka/transactional.rs` (transactions, fence, marker, redo).
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
+use start::{Former, Starting, Who, begin};
+
+mod start;
+
 const PARTITIONS: usize = 2;
 /// Writers there may ever be: one for each worker.
 const WRITERS: usize = 2;
-/// Events of a partition.
-const EVENTS: u8 = 2;
-const CRASHES: u8 = 2;
 /// Epochs that may be closed and not decided.
 const AHEAD: usize = 2;
 
@@ -39,6 +41,8 @@ enum Wrong {
     StartsWithoutMarker,
     /// The same, but the first epoch brings one, with or without records.
     FirstEpochBringsMarker,
+    /// A start that has fenced a writer does not make sure that it still has the job.
+    FencesUnasked,
     /// The checkpoint that a start publishes takes all writers for committed, also those that have not got that far.
     AdoptsForOthers,
 }
@@ -75,18 +79,6 @@ struct Run {
     closed: [bool; WRITERS],
 }
 
-/// A start on its way.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Starting {
-    workers: usize,
-    fenced: [bool; WRITERS],
-    /// The marker as it was read.
-    read: [Option<Option<u8>>; WRITERS],
-    redone: [bool; WRITERS],
-    /// Whether it has published the checkpoint once more, with what is new to it.
-    adopted: bool,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Job {
     Down,
@@ -99,6 +91,8 @@ enum Job {
 /// The newest checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Manifest {
+    /// A start of a job without a checkpoint begins a new one.
+    life: u8,
     epoch: u8,
     positions: [u8; PARTITIONS],
     /// By writer: epochs with records that may not be committed.
@@ -109,10 +103,15 @@ struct Manifest {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct State {
     job: Job,
+    former: Option<Former>,
+    /// Who has fenced a writer last.
+    fenced_by: [Who; WRITERS],
+    overlaps: u8,
     manifest: Manifest,
     /// What a reader of committed records sees of each partition.
     out: [Vec<u8>; PARTITIONS],
-    marker: [Option<u8>; WRITERS],
+    /// Life and epoch.
+    marker: [Option<(u8, u8)>; WRITERS],
     /// A commit that a dead run has sent and the broker has not got yet.
     late: [Option<Transaction>; WRITERS],
     crashes: u8,
@@ -121,10 +120,13 @@ struct State {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Action {
     Start(usize),
-    Fence(usize),
-    ReadMarker(usize),
-    Redo(usize),
-    Adopt,
+    /// Another start, with so many workers, takes over from one on its way.
+    Overlap(usize),
+    Fence(Who, usize),
+    MakeSure(Who, usize),
+    ReadMarker(Who, usize),
+    Redo(Who, usize),
+    Adopt(Who),
     Run,
     Take(usize),
     Close(usize),
@@ -134,54 +136,35 @@ enum Action {
     Crash,
 }
 
-struct Protocol(Wrong);
+/// The protocol or one of its relatives, and what happens to it.
+struct Protocol {
+    wrong: Wrong,
+    /// Events of a partition.
+    events: u8,
+    crashes: u8,
+    /// How many starts another one takes over from.
+    overlaps: u8,
+}
 
 impl Protocol {
-    /// The writers that a start must look after.
-    fn writers(&self, starting: &Starting) -> std::ops::Range<usize> {
-        let all = if self.0 == Wrong::LeavesFormerWriters { starting.workers } else { WRITERS };
-        0..all
-    }
-
     fn may_commit(&self, state: &State, run: &Run, writer: usize) -> bool {
         let first = run.transactions[writer].first();
-        first.is_some_and(|first| first.through <= state.manifest.epoch || self.0 == Wrong::CommitFirst)
+        first.is_some_and(|first| first.through <= state.manifest.epoch || self.wrong == Wrong::CommitFirst)
     }
 
     /// A transaction becomes visible, with its marker.
-    fn commit(&self, state: &mut State, writer: usize, transaction: &Transaction) {
+    fn commit(&self, state: &mut State, life: u8, writer: usize, transaction: &Transaction) {
         for (partition, number) in &transaction.records {
             state.out[*partition as usize].push(*number);
         }
-        if self.0 != Wrong::NoMarker {
-            state.marker[writer] = Some(transaction.through);
-        }
-    }
-
-    fn starting_actions(&self, starting: &Starting, actions: &mut Vec<Action>) {
-        let writers = self.writers(starting);
-        for writer in writers.clone() {
-            let (fenced, read) = (starting.fenced[writer], starting.read[writer].is_some());
-            let marker_first = self.0 == Wrong::MarkerBeforeFence;
-            match (fenced, read) {
-                (false, false) if marker_first => actions.push(Action::ReadMarker(writer)),
-                (false, _) => actions.push(Action::Fence(writer)),
-                (true, false) => actions.push(Action::ReadMarker(writer)),
-                (true, true) if !starting.redone[writer] => actions.push(Action::Redo(writer)),
-                (true, true) => {}
-            }
-        }
-        if writers.into_iter().all(|writer| starting.redone[writer]) {
-            actions.push(Action::Run);
-        }
-        if !starting.adopted {
-            actions.push(Action::Adopt);
+        if self.wrong != Wrong::NoMarker {
+            state.marker[writer] = Some((life, transaction.through));
         }
     }
 
     fn running_actions(&self, state: &State, run: &Run, actions: &mut Vec<Action>) {
         for (partition, taken) in run.taken.iter().enumerate() {
-            if *taken < EVENTS {
+            if *taken < self.events {
                 actions.push(Action::Take(partition));
             }
         }
@@ -200,31 +183,6 @@ impl Protocol {
         actions.extend(writers.map(Action::Commit));
     }
 
-    /// Writes decided records again that the marker does not know of; `None` if that can't be told.
-    fn redo(&self, state: &mut State, writer: usize, read: Option<u8>) -> Option<()> {
-        let known = state.manifest.committed[writer];
-        let outbox = state.manifest.outbox[writer].clone();
-        if read.is_none() && known > 0 && !outbox.is_empty() && self.0 != Wrong::NoMarker {
-            return None;
-        }
-        let done = read.unwrap_or(0).max(known);
-        let missing: Vec<_> = outbox.into_iter().filter(|(epoch, _)| *epoch > done).collect();
-        let records: Records = missing.into_iter().flat_map(|(_, records)| records).collect();
-        let unmarked = matches!(self.0, Wrong::StartsWithoutMarker | Wrong::FirstEpochBringsMarker);
-        if self.0 != Wrong::NoRedo && (!records.is_empty() || !unmarked) {
-            self.commit(state, writer, &Transaction { through: state.manifest.epoch, records });
-        }
-        Some(())
-    }
-
-    /// The checkpoint once more: of writers that have got that far it says so, and their outputs are forgotten.
-    fn adopt(&self, manifest: &mut Manifest, starting: &Starting) {
-        for writer in (0..WRITERS).filter(|writer| starting.redone[*writer] || self.0 == Wrong::AdoptsForOthers) {
-            manifest.committed[writer] = manifest.epoch;
-            manifest.outbox[writer].clear();
-        }
-    }
-
     fn close(&self, state: &State, run: &mut Run, worker: usize) {
         let records = std::mem::take(&mut run.records[worker]);
         let owned = (0..PARTITIONS).filter(|partition| partition % run.workers == worker);
@@ -232,7 +190,7 @@ impl Protocol {
         run.parts[worker].push(Part { positions, records: records.clone() });
         let epoch = state.manifest.epoch + run.parts[worker].len() as u8;
         let first = !std::mem::replace(&mut run.closed[worker], true);
-        if !records.is_empty() || (first && self.0 == Wrong::FirstEpochBringsMarker) {
+        if !records.is_empty() || (first && self.wrong == Wrong::FirstEpochBringsMarker) {
             run.transactions[worker].push(Transaction { through: epoch, records });
         } else if run.transactions[worker].is_empty() {
             // Nothing to commit: it counts as soon as it is decided.
@@ -246,13 +204,14 @@ impl Protocol {
         for writer in 0..WRITERS {
             manifest.committed[writer] = run.committed[writer].min(manifest.epoch);
             let committed = manifest.committed[writer];
-            let forgets = self.0 == Wrong::ForgetsOutbox;
+            let forgets = self.wrong == Wrong::ForgetsOutbox;
             manifest.outbox[writer].retain(|(epoch, _)| *epoch > committed && !forgets);
         }
         for writer in 0..run.workers {
             let part = run.parts[writer].remove(0);
             part.positions.iter().for_each(|(partition, taken)| manifest.positions[*partition as usize] = *taken);
-            if !part.records.is_empty() && manifest.epoch > run.committed[writer] && self.0 != Wrong::ForgetsOutbox {
+            if !part.records.is_empty() && manifest.epoch > run.committed[writer] && self.wrong != Wrong::ForgetsOutbox
+            {
                 manifest.outbox[writer].push((manifest.epoch, part.records));
             }
         }
@@ -266,6 +225,9 @@ impl Model for Protocol {
     fn init_states(&self) -> Vec<State> {
         vec![State {
             job: Job::Down,
+            former: None,
+            fenced_by: [Who::Owner; WRITERS],
+            overlaps: 0,
             manifest: Manifest::default(),
             out: Default::default(),
             marker: [None; WRITERS],
@@ -282,47 +244,36 @@ impl Model for Protocol {
         }
         match &state.job {
             Job::Down => actions.extend((1..=WRITERS).map(Action::Start)),
-            Job::Starting(starting) => self.starting_actions(starting, actions),
+            Job::Starting(starting) => self.starting_actions(starting, Who::Owner, actions),
             Job::Running(run) => self.running_actions(state, run, actions),
             Job::Refused => {}
         }
-        if state.crashes < CRASHES && matches!(state.job, Job::Starting(_) | Job::Running(_)) {
+        if let Some(former) = &state.former {
+            self.starting_actions(&former.starting, Who::Former, actions);
+        }
+        if state.overlaps < self.overlaps && matches!(state.job, Job::Starting(_)) {
+            actions.extend((1..=WRITERS).map(Action::Overlap));
+        }
+        if state.crashes < self.crashes && matches!(state.job, Job::Starting(_) | Job::Running(_)) {
             actions.push(Action::Crash);
         }
     }
 
     fn next_state(&self, before: &State, action: Action) -> Option<State> {
         let mut state = before.clone();
+        if let Action::Fence(Who::Former, _)
+        | Action::MakeSure(Who::Former, _)
+        | Action::ReadMarker(Who::Former, _)
+        | Action::Redo(Who::Former, _)
+        | Action::Adopt(Who::Former) = action
+        {
+            let former = state.former.take()?;
+            state.former = self.lose(&mut state, former, &action);
+            return Some(state);
+        }
         let job = std::mem::replace(&mut state.job, Job::Down);
         state.job = match (job, action) {
-            (Job::Down, Action::Start(workers)) => Job::Starting(Starting {
-                workers,
-                fenced: [false; WRITERS],
-                read: [None; WRITERS],
-                redone: [false; WRITERS],
-                adopted: false,
-            }),
-            (Job::Starting(mut starting), Action::Fence(writer)) => {
-                starting.fenced[writer] = true;
-                state.late[writer] = None;
-                Job::Starting(starting)
-            }
-            (Job::Starting(mut starting), Action::ReadMarker(writer)) => {
-                starting.read[writer] = Some(state.marker[writer]);
-                Job::Starting(starting)
-            }
-            (Job::Starting(mut starting), Action::Redo(writer)) => {
-                starting.redone[writer] = true;
-                match self.redo(&mut state, writer, starting.read[writer].flatten()) {
-                    Some(()) => Job::Starting(starting),
-                    None => Job::Refused,
-                }
-            }
-            (Job::Starting(mut starting), Action::Adopt) => {
-                starting.adopted = true;
-                self.adopt(&mut state.manifest, &starting);
-                Job::Starting(starting)
-            }
+            (Job::Down, Action::Start(workers)) => begin(&mut state.manifest, workers),
             (Job::Starting(starting), Action::Run) => Job::Running(Run {
                 workers: starting.workers,
                 taken: state.manifest.positions,
@@ -333,6 +284,8 @@ impl Model for Protocol {
                 committed: [state.manifest.epoch; WRITERS],
                 closed: [false; WRITERS],
             }),
+            // It is started again.
+            (Job::Running(_), Action::Commit(writer)) if state.fenced_by[writer] == Who::Former => Job::Down,
             (Job::Running(mut run), action) => {
                 self.run(&mut state, &mut run, &action);
                 if action == Action::Crash { Job::Down } else { Job::Running(run) }
@@ -345,6 +298,7 @@ impl Model for Protocol {
                 state.crashes += 1;
                 Job::Down
             }
+            (Job::Starting(starting), action) => self.start(&mut state, starting, &action),
             (job, _) => job,
         };
         Some(state)
@@ -356,8 +310,8 @@ impl Model for Protocol {
                 state.out.iter().all(|seen| seen.iter().zip(1..).all(|(number, expected)| *number == expected))
             }),
             Property::always("a start can tell", |_, state: &State| state.job != Job::Refused),
-            Property::eventually("all arrive", |_, state: &State| {
-                state.out.iter().all(|seen| seen.len() >= usize::from(EVENTS))
+            Property::eventually("all arrive", |protocol: &Protocol, state: &State| {
+                state.out.iter().all(|seen| seen.len() >= usize::from(protocol.events))
             }),
         ]
     }
@@ -374,15 +328,17 @@ impl Protocol {
             Action::Publish => self.publish(state, run),
             Action::Commit(writer) => {
                 let transaction = run.transactions[writer].remove(0);
-                self.commit(state, writer, &transaction);
+                let life = state.manifest.life;
+                self.commit(state, life, writer, &transaction);
                 run.committed[writer] = transaction.through;
             }
             Action::LateCommit(writer) => self.late(state, writer),
             Action::Crash => {
                 state.crashes += 1;
                 // It may have sent a commit that is still on its way.
-                for writer in (0..run.workers).filter(|writer| self.may_commit(state, run, *writer)).collect::<Vec<_>>()
-                {
+                let sent =
+                    |writer: &usize| state.fenced_by[*writer] == Who::Owner && self.may_commit(state, run, *writer);
+                for writer in (0..run.workers).filter(sent).collect::<Vec<_>>() {
                     state.late[writer] = run.transactions[writer].first().cloned();
                 }
             }
@@ -392,31 +348,47 @@ impl Protocol {
 
     fn late(&self, state: &mut State, writer: usize) {
         if let Some(transaction) = state.late[writer].take() {
-            self.commit(state, writer, &transaction);
+            let life = state.manifest.life;
+            self.commit(state, life, writer, &transaction);
         }
     }
 }
 
-/// Looks at everything that can happen; gives the number of states and what is violated, with the way there.
-fn check(wrong: Wrong) -> (usize, Vec<String>) {
-    let checked = Protocol(wrong).checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
-    let told =
-        |(name, path): (&'static str, stateright::Path<State, Action>)| format!("{name}: {:?}", path.into_actions());
-    (checked.unique_state_count(), checked.discoveries().into_iter().map(told).collect())
+impl Protocol {
+    /// A job that is killed as it may be.
+    fn killed(wrong: Wrong) -> Protocol {
+        Protocol { wrong, events: 2, crashes: 2, overlaps: 0 }
+    }
+
+    /// Two starts at once. With two events a partition there are 12 million states.
+    fn overlapping(wrong: Wrong) -> Protocol {
+        Protocol { wrong, events: 1, crashes: 0, overlaps: 1 }
+    }
+
+    /// Looks at everything that can happen; gives the number of states and what is violated, with the way there.
+    fn check(self) -> (usize, Vec<String>) {
+        let checked = self.checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+        let told = |(name, path): (&'static str, stateright::Path<State, Action>)| {
+            format!("{name}: {:?}", path.into_actions())
+        };
+        (checked.unique_state_count(), checked.discoveries().into_iter().map(told).collect())
+    }
 }
 
 #[test]
 fn nothing_that_can_happen_breaks_the_protocol() {
-    let (states, violated) = check(Wrong::Nothing);
-    println!("{states} states");
-    assert!(violated.is_empty(), "{violated:#?}");
-    assert!(states > 10_000, "{states} states are too few to be everything");
+    for protocol in [Protocol::killed(Wrong::Nothing), Protocol::overlapping(Wrong::Nothing)] {
+        let (states, violated) = protocol.check();
+        println!("{states} states");
+        assert!(violated.is_empty(), "{violated:#?}");
+        assert!(states > 10_000, "{states} states are too few to be everything");
+    }
 }
 
 #[test]
 fn its_wrong_relatives_are_broken() {
     use Wrong::*;
-    for wrong in [
+    let killed = [
         CommitFirst,
         NoMarker,
         MarkerBeforeFence,
@@ -426,8 +398,10 @@ fn its_wrong_relatives_are_broken() {
         StartsWithoutMarker,
         FirstEpochBringsMarker,
         AdoptsForOthers,
-    ] {
-        let (states, violated) = check(wrong);
+    ];
+    for protocol in killed.map(Protocol::killed).into_iter().chain([Protocol::overlapping(FencesUnasked)]) {
+        let wrong = protocol.wrong;
+        let (states, violated) = protocol.check();
         println!("{wrong:?}: {states} states, {violated:?}");
         assert!(!violated.is_empty(), "{wrong:?} is not found out");
     }

@@ -27,6 +27,33 @@ pub(super) struct Claimed {
     pub before: Option<Manifest>,
 }
 
+/// What a start that has taken over can ask where copies share the storage.
+#[derive(Debug, Clone)]
+pub struct Ownership {
+    place: Place,
+    writer: String,
+}
+
+impl Ownership {
+    /// Makes sure that no other start has taken over since.
+    ///
+    /// # Errors
+    /// [`CheckpointError::TakenOver`] if one has, or that the storage does not say.
+    pub fn check(&self) -> Result<(), CheckpointError> {
+        let storage = &*self.place.0;
+        for _ in 0..TRIES {
+            let newest = sequences(storage)?.pop().unwrap_or_default();
+            // A copy that runs removes what it no longer needs.
+            let Some(manifest) = Manifest::read(storage, newest)? else { continue };
+            if manifest.writer == self.writer {
+                return Ok(());
+            }
+            return Err(CheckpointError::TakenOver { path: storage.name(&manifest::key(newest)) });
+        }
+        Err(CheckpointError::TakenOver { path: storage.name("manifest") })
+    }
+}
+
 /// Publishes the manifest that `next` makes of the newest, as the first of the start `writer`. `read` reads the newest: `None`
 /// if it has gone meanwhile.
 pub(super) fn claim(
@@ -158,6 +185,12 @@ impl Store {
             Some(_) => Err(CheckpointError::TakenOver { path: self.place.0.name(&key) }),
             None => Ok(()),
         }
+    }
+
+    /// What tells later whether another start has taken over; `None` where a lock keeps others away.
+    pub fn ownership(&self) -> Option<Ownership> {
+        let owned = || Ownership { place: self.place.clone(), writer: self.start.writer.clone() };
+        self.lock.is_none().then(owned)
     }
 
     /// Forgets all checkpoints but savepoints, and nothing else that may lie there: the next start begins anew. A copy of the job that

@@ -3,6 +3,8 @@
 //! ```text
 //! coordinator                                   member
 //!   Welcome, State ..., Begin              ──▶    opens its sinks and models
+//!                                          ◀──  IsOwned: has nobody taken over from us?
+//!   IsOwned, for each of its writers       ──▶
 //!                                          ◀──  Clock: how long has the job run?
 //!   Clock                                  ──▶    builds its workers
 //!                                          ◀──  Ready
@@ -35,6 +37,8 @@ pub enum ToMember {
     },
     /// That was all: open what you need.
     Begin,
+    /// Whether the start still has the job; an error if that can't be told.
+    IsOwned(Result<bool, String>),
     /// Nanoseconds since the first epoch began.
     Clock(u64),
     /// All processes are ready: read.
@@ -90,6 +94,8 @@ pub struct Told {
 /// From a member to the coordinator.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToCoordinator {
+    /// Does the start still have the job?
+    IsOwned,
     /// How long has the job run?
     Clock,
     /// The workers are built and have their state.

@@ -9,6 +9,7 @@ use super::decided::Decided;
 use super::failure::Failures;
 use super::lanes::NO_LANE;
 use super::meter::Meters;
+use super::owned::Owned;
 use super::seeds;
 use super::shared::{Durable, Ending, Gates, Taken, Unopened, Watermarks};
 use crate::checkpoint::{Checkpoint, effect_name};
@@ -60,6 +61,8 @@ pub struct Board {
     pub draining: Arc<AtomicBool>,
     /// What the job went on without at its start.
     pub gaps: Arc<[Gap]>,
+    /// Says whether this start still has the job.
+    pub owned: Owned,
 }
 
 impl Board {
@@ -109,6 +112,7 @@ impl Board {
             open_epoch: Arc::new(AtomicU64::new(epoch + 1)),
             draining: Arc::default(),
             gaps: Arc::default(),
+            owned: Owned::default(),
         })
     }
 

@@ -194,6 +194,11 @@ impl Watching {
     fn hear(&mut self, process: usize, message: ToCoordinator) {
         // Whoever waits for these has gone: the job has failed, and says so.
         match message {
+            // The storage may take its time.
+            ToCoordinator::IsOwned => {
+                let (links, owned) = (self.links.clone(), self.board.owned.clone());
+                std::thread::spawn(move || links[&process].send(&ToMember::IsOwned(owned.ask())));
+            }
             ToCoordinator::Clock => {
                 self.links[&process].send(&ToMember::Clock(self.clock.elapsed().as_nanos() as u64));
             }

@@ -31,6 +31,7 @@ use super::lanes::{Lanes, LanesEnd};
 use super::ledger::{Ledger, Word};
 use super::member::{Beginning, Member, Membering};
 use super::memory::Budget;
+use super::owned::Owned;
 use super::repeats::Wanted;
 use super::seeds::Opening;
 use super::take_up::{TakenUp, take_up};
@@ -111,6 +112,7 @@ impl Job {
         let bounded_cuts = matches!(mode, Mode::Bounded(_)).then(|| cuts.clone());
         let mut board = Board::new(&plan, shape, &checkpoint, bounded_cuts.clone())?;
         board.gaps = gaps.into();
+        board.owned = Owned::of(&store);
         let clock = EpochClock::new(first_epoch, plan.engine.epoch.duration());
         let (words, heard) = unbounded();
         let members = members.map(|members| members.watch(board.clone(), clock, words.clone())).transpose()?;
@@ -171,9 +173,10 @@ impl Job {
         let member = Member::new(joined.control)?;
         let Beginning { welcome, mut checkpoint } = member.begin()?;
         let first_epoch = checkpoint.progress.epoch + 1;
-        let board = Board::new(&plan, shape, &checkpoint, None)?;
+        let mut board = Board::new(&plan, shape, &checkpoint, None)?;
         let (words, heard) = unbounded();
         let link = member.watch(board.clone(), heard)?;
+        board.owned = link.owned();
         let started = (|| {
             let clock = link.clock(first_epoch, plan.engine.epoch.duration())?;
             let opening = Opening {

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,8 @@ use super::board::Board;
 use super::clock::EpochClock;
 use super::coordinator::TURN;
 use super::ledger::Word;
-use super::shared::Taken;
+use super::owned::Owned;
+use super::shared::{Gates, Taken};
 use crate::checkpoint::Checkpoint;
 use crate::cluster::link::Link;
 use crate::cluster::message::{Said, ToCoordinator, ToMember, Told, Welcome};
@@ -83,6 +84,7 @@ impl Member {
         board.partitions.follow(Box::new(move |topic, partition| {
             asking.send(&ToCoordinator::Number { topic: topic.to_string(), partition });
         }));
+        let (owned, answers) = unbounded();
         let (clock, clocks) = bounded(1);
         let (start, starts) = bounded(1);
         let (bye, byes) = bounded(1);
@@ -95,6 +97,7 @@ impl Member {
             positions: BTreeMap::new(),
             decided: 0,
             failure_known: false,
+            owned,
             clock,
             start,
             bye,
@@ -102,7 +105,7 @@ impl Member {
         let (inbox, stop) = (self.inbox, over.clone());
         let run = move || watching.run(&inbox, &words, &stop);
         let thread = std::thread::Builder::new().name("member".into()).spawn(run).context("watch the coordinator")?;
-        Ok(Membering { link, board, clocks, starts, byes, over, thread })
+        Ok(Membering { link, board, answers: Arc::new(Mutex::new(answers)), clocks, starts, byes, over, thread })
     }
 }
 
@@ -110,6 +113,7 @@ impl Member {
 pub struct Membering {
     link: Arc<Link<ToCoordinator>>,
     board: Board,
+    answers: Arc<Mutex<Receiver<Result<bool, String>>>>,
     clocks: Receiver<u64>,
     starts: Receiver<()>,
     byes: Receiver<()>,
@@ -118,6 +122,17 @@ pub struct Membering {
 }
 
 impl Membering {
+    /// Asks the coordinator whether the start still has the job.
+    pub fn owned(&self) -> Owned {
+        let (link, gates, answers) = (self.link.clone(), self.board.gates.clone(), self.answers.clone());
+        Owned::asking(move || {
+            // One after the other: the answer to a question that was asked before may be too old.
+            let answers = answers.lock().expect("no thread panics with the lock");
+            link.send(&ToCoordinator::IsOwned);
+            hear(&answers, &gates).unwrap_or_else(|error| Err(error.to_string()))
+        })
+    }
+
     /// The coordinator's clock, as this process has it: half the time of the question and the answer too late at most.
     ///
     /// # Errors
@@ -125,7 +140,7 @@ impl Membering {
     pub fn clock(&self, first_epoch: u64, length: Duration) -> anyhow::Result<EpochClock> {
         let asked = Instant::now();
         self.link.send(&ToCoordinator::Clock);
-        let elapsed = Duration::from_nanos(self.hear(&self.clocks)?);
+        let elapsed = Duration::from_nanos(hear(&self.clocks, &self.board.gates)?);
         Ok(EpochClock::running(first_epoch, length, elapsed + asked.elapsed() / 2))
     }
 
@@ -135,18 +150,7 @@ impl Membering {
     /// If the job fails meanwhile.
     pub fn ready(&self) -> anyhow::Result<()> {
         self.link.send(&ToCoordinator::Ready);
-        self.hear(&self.starts)
-    }
-
-    fn hear<T>(&self, from: &Receiver<T>) -> anyhow::Result<T> {
-        loop {
-            if let Ok(heard) = from.recv_timeout(LOOK) {
-                return Ok(heard);
-            }
-            if self.board.gates.failed.load(Ordering::Acquire) {
-                bail!("another process of the job failed");
-            }
-        }
+        hear(&self.starts, &self.board.gates)
     }
 
     /// Tells the coordinator that all is done, and waits until it lets this process go. If the job has failed, waits until
@@ -172,6 +176,18 @@ impl Membering {
     }
 }
 
+/// Waits for an answer of the coordinator.
+fn hear<T>(from: &Receiver<T>, gates: &Gates) -> anyhow::Result<T> {
+    loop {
+        if let Ok(heard) = from.recv_timeout(LOOK) {
+            return Ok(heard);
+        }
+        if gates.failed.load(Ordering::Acquire) {
+            bail!("another process of the job failed");
+        }
+    }
+}
+
 /// The thread.
 struct Watching {
     link: Arc<Link<ToCoordinator>>,
@@ -184,6 +200,7 @@ struct Watching {
     decided: u64,
     /// Whether the coordinator knows that the job fails.
     failure_known: bool,
+    owned: Sender<Result<bool, String>>,
     clock: Sender<u64>,
     start: Sender<()>,
     bye: Sender<()>,
@@ -219,6 +236,7 @@ impl Watching {
     fn hear(&mut self, message: ToMember) {
         // Whoever waits for these has gone: the job has failed, and says so.
         match message {
+            ToMember::IsOwned(is_owned) => drop(self.owned.send(is_owned)),
             ToMember::Clock(elapsed) => drop(self.clock.send(elapsed)),
             ToMember::Start => _ = self.start.send(()),
             ToMember::Partitions(named) => self.board.partitions.learn(named),

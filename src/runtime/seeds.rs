@@ -182,6 +182,7 @@ impl Opening<'_> {
             commits: Commits {
                 id: self.id.clone(),
                 start: self.start.clone(),
+                owned: self.board.owned.clone(),
                 decided: self.board.decided.clone(),
                 known: progress.committed.get(&effect_name(&sink.path(), worker as u16)).copied().unwrap_or(0),
                 pending,

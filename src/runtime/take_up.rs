@@ -63,6 +63,7 @@ pub fn take_up(store: &mut Store, plan: &Plan, bounded: bool, wanted: &Wanted) -
         if !is_newest {
             continue;
         }
+        failpoint::reached(Point::JobTakenOver);
         taken_up.gaps.iter().for_each(Gap::tell);
         let progress = &mut taken_up.checkpoint.progress;
         if progress.epoch == 0 {

@@ -1,10 +1,10 @@
 //! A job whose state lies in a bucket: exactly once however often it is killed, and of two copies one ends. `S3_ENDPOINT` names
 //! the store, `deploy/s3.sh up` starts one.
 
-use millstream::failpoint::Point;
+use millstream::failpoint::{Flaw, Point};
 
 use super::chaos::deaths::Steps;
-use super::chaos::driver::{Chaos, Death, check_lost};
+use super::chaos::driver::{Chaos, Death, check_lost, until_waiting};
 use super::chaos::world::TOPICS;
 use super::service::{ENDPOINT, Service};
 use super::*;
@@ -69,6 +69,58 @@ fn of_two_copies_at_a_bucket_the_second_takes_over() {
     fresh.terminate();
     let said = fresh.end();
     assert!(said.status.success(), "{}: {}", said.status, said.err);
+}
+
+/// A start that is slow fences writers of the one that has taken over from it meanwhile, and ends. If the other one needs them it is
+/// started again by whoever looks after it, and goes on.
+#[test]
+fn of_two_starts_that_overlap_the_later_one_goes_on() {
+    overlap("", &[]).unwrap();
+}
+
+/// The same where each process has writers, and one of them the state.
+#[test]
+fn a_member_asks_whether_the_start_still_has_the_job() {
+    overlap("", &["--processes", "2"]).unwrap();
+}
+
+#[test]
+fn a_start_that_does_not_ask_whether_it_still_has_the_job_is_found_out() {
+    println!("{}", overlap(Flaw::NoAsk.name(), &[]).unwrap_err());
+}
+
+/// A slow start with a mistake, and another one meanwhile: what is wrong in the end.
+fn overlap(flaw: &str, options: &[&str]) -> Result<(), String> {
+    let options = [&["--http", "off"], options].concat();
+    let event = |id: u64| format!("{{\"id\":{id},\"at\":{},\"card\":1,\"amount\":1}}", 1_700_000_000_000 + id);
+    let service = service().create(TOPICS);
+    let mut command = service.command();
+    command.env("MILLSTREAM_FAILPOINTS", format!("{}=sleep:8000,{flaw}", Point::JobTakenOver.name()));
+    let mut first = Running::start(command.arg("run").arg(service.topology()).arg("--json").args(&options));
+    until_waiting(&mut first, Point::JobTakenOver);
+    let mut second = service.run(&options);
+    service.send("events", 1, (1..=10).map(event));
+    service.until("vectors", 10, &mut second);
+    check_lost(&first.end());
+    service.send("events", 1, (11..=20).map(event));
+    let deadline = Instant::now() + LONG;
+    while service.consume("vectors").len() < 20 {
+        if !second.runs() {
+            let said = second.end();
+            let is_fenced = said.status.code() == Some(1) && said.err.contains("a second start was under way");
+            if !is_fenced {
+                return Err(format!("{}: {}", said.status, said.err));
+            }
+            second = service.run(&options);
+        }
+        assert!(Instant::now() < deadline, "nothing comes: {}", second.err());
+    }
+    second.terminate();
+    let said = second.end();
+    assert!(said.status.success(), "{}: {}", said.status, said.err);
+    let mut ids: Vec<u64> = service.consume("vectors").iter().filter_map(|one| one["value"]["id"].as_u64()).collect();
+    ids.sort_unstable();
+    if ids == Vec::from_iter(1..=20) { Ok(()) } else { Err(format!("{ids:?}")) }
 }
 
 #[test]

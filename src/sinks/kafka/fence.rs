@@ -60,8 +60,9 @@ pub(super) fn behind(error: SinkError, topics: [&Topic; 2], marker: &Marker) -> 
         }
     }
     topic.error(format!(
-        "the brokers have ended a transaction that was open for longer than `transaction_timeout`: the process was stopped, or \
-         could not write its checkpoint. Its records are not lost; the next start writes them. topic `{}` at {}",
+        "its transactions were ended, by the brokers or by a start of the job that has ended since: they were open for longer than \
+         `transaction_timeout` (the process was stopped, or could not write its checkpoint), or a second start was under way. Their \
+         records are not lost; the next start writes them. topic `{}` at {}",
         topic.topic, topic.brokers
     ))
 }

@@ -116,6 +116,15 @@ impl Transactional {
         });
         let sides = [first?, second?];
         failpoint::reached(Point::WritersFenced);
+        // What a start knows from which another one has taken over is not the newest checkpoint.
+        match open.commits.owned.ask() {
+            Ok(false) if !failpoint::has(Flaw::NoAsk) => return Err(SinkError::TakenOver { name: open.name }),
+            Ok(_) => {}
+            Err(why) => {
+                let detail = format!("ask whether another copy of this job has taken over: {why}");
+                return Err(SinkError::Kafka { name: open.name, detail });
+            }
+        }
         // Both are fenced: from here on nobody else can move the marker.
         let (marker, found) = match early {
             None => Marker::find(sink, &open)?,

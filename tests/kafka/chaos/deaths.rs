@@ -56,7 +56,7 @@ impl Steps {
         }
         let point = self.left.swap_remove(random.below(self.left.len() as u64) as usize);
         let times = match point {
-            Point::StateLoaded | Point::FileCut | Point::BaseMerged => 1,
+            Point::StateLoaded | Point::JobTakenOver | Point::FileCut | Point::BaseMerged => 1,
             Point::TableStaged
             | Point::TableCommitted
             | Point::WritersFenced

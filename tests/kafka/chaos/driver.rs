@@ -214,9 +214,10 @@ impl Chaos {
         while first.runs() || !other.runs() {
             assert!(Instant::now() < deadline, "it goes on: {}\nthe other: {}", first.err(), other.err());
             if !other.runs() {
-                // A start gives up on a broker that does not answer, as those of a busy machine.
+                // A start gives up on a broker that does not answer, as those of a busy machine, and on a first copy that was
+                // itself only starting: one of the two takes over last, and one takes the transactions last.
                 let said = other.end();
-                assert_eq!(said.status.code(), Some(1), "{}", said.err);
+                assert!(matches!(said.status.code(), Some(1 | 4)), "{}: {}", said.status, said.err);
                 println!("{}", said.err.lines().last().unwrap_or_default());
                 other = self.start(workers, "");
             }
