@@ -4,6 +4,7 @@
 //! Each line gives the median and the least of several rounds, because other work on the machine only ever adds time, and
 //! a checksum of the results, so that nothing is optimised away.
 
+use std::collections::HashMap;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,10 +14,12 @@ use arrow::array::{Int64Array, TimestampMillisecondArray};
 use arrow::datatypes::{Float64Type, Int64Type};
 use indexmap::IndexMap;
 use millstream_operators::decode::{Decoder, DecoderConfig, FormatKind};
+use millstream_operators::deduplicate::Deduplicate;
 use millstream_operators::expressions::Expression;
+use millstream_operators::operator::{Operator, Outputs};
 use millstream_operators::schema::{self, ColumnType};
 use millstream_operators::validate::{EventTimeRule, TimeUnit};
-use millstream_operators::{Messages, Row};
+use millstream_operators::{Batch, Messages, Row};
 
 const ROUNDS: usize = 9;
 const ROUND: Duration = Duration::from_millis(60);
@@ -30,6 +33,10 @@ fn main() {
     }
     for rows in [1, 1_024] {
         expressions(&bench, rows);
+    }
+    for rows in [1, 64, 512] {
+        deduplicate(&bench, rows);
+        map_alone(&bench, rows);
     }
 }
 
@@ -155,6 +162,54 @@ fn expressions(bench: &Bench, rows: usize) {
             column_sum(&values)
         });
     }
+}
+
+/// Cards of the events that may be sent twice.
+const CARDS: usize = 1_000;
+/// How long they may be apart: so many of them are remembered, for one happens a millisecond.
+const WITHIN: i64 = 100_000;
+
+/// Events from the number `first` on; every twentieth is one that has been there.
+fn events(first: usize, rows: usize) -> Batch {
+    let ids = || (first..first + rows).map(|n| if n % 20 == 19 { n - 15 } else { n });
+    let cards = StringArray::from_iter_values(ids().map(|id| format!("k{:06}", id * 7_919 % CARDS)));
+    let ids = Int64Array::from_iter_values(ids().map(|id| id as i64));
+    let columns = [("card", Arc::new(cards) as ArrayRef), ("id", Arc::new(ids) as ArrayRef)];
+    let row = |n: usize| Row { source: 0, partition: 0, offset: n as i64, event_time: n as i64, arrived_micros: 0 };
+    let records = RecordBatch::try_from_iter(columns).expect("columns of one length");
+    Batch::new(records, (first..first + rows).map(row).collect())
+}
+
+/// With time that goes on, and what has changed given to a checkpoint every 500 events: 50 ms at 10,000 a second.
+fn deduplicate(bench: &Bench, rows: usize) {
+    let mut operator = Deduplicate::new("once", vec![0], vec![1], WITHIN);
+    let (mut next, mut saved) = (0, 0);
+    bench.run("deduplicate by id, of a card", rows, || {
+        let mut out = Outputs::new(1);
+        operator.process(0, events(next, rows), &mut out);
+        next += rows;
+        operator.advance(next as i64, &mut out);
+        if next - saved >= 500 {
+            saved = next;
+            while operator.save_changes(1 << 16, &mut |_, bytes| _ = black_box(bytes)) {}
+        }
+        out.duplicates as f64
+    });
+}
+
+/// A map that forgets nothing and is in no checkpoint, on the same events.
+fn map_alone(bench: &Bench, rows: usize) {
+    let (mut seen, mut next) = (HashMap::<(String, i64), i64>::new(), 0);
+    bench.run("  a map of (card, id) alone", rows, || {
+        let batch = events(next, rows);
+        next += rows;
+        let cards = batch.records.column(0).as_string::<i32>();
+        let ids = batch.records.column(1).as_primitive::<Int64Type>();
+        let before = |at: usize| seen.insert((cards.value(at).to_string(), ids.value(at)), next as i64).is_some();
+        let twice: Vec<u32> = (0..rows).filter(|at| before(*at)).map(|at| at as u32).collect();
+        black_box(batch.without(&twice));
+        twice.len() as f64
+    });
 }
 
 fn sum(records: &RecordBatch) -> f64 {

@@ -74,12 +74,14 @@ fn finish(mut world: World, service: &Service, mut running: Running) -> usize {
     events
 }
 
-/// Kills a process of a supervisor's job sometime, and waits until the job is started again.
-fn kill_one(running: &mut Running, processes: u64, random: &mut Random) -> String {
+/// Kills a process of a supervisor's job sometime, and waits until the job is started again. `died` of its processes have died at
+/// their step: one may come by it after all, at each start before all read.
+fn kill_one(running: &mut Running, processes: u64, died: usize, random: &mut Random) -> String {
     // Sometimes while they start, sometimes at work.
     if random.below(3) > 0 {
         let before = reading(&running.err());
-        until(running, "all read", |log| reading(log) >= before.max(processes as usize));
+        let all_read = |log: &str| reading(log) >= before.max(processes as usize);
+        until(running, "all read", |log| all_read(log) || died_at(log).len() > died);
     }
     std::thread::sleep(Duration::from_millis(random.below(1_200)));
     let all = started(&running.err());
@@ -156,7 +158,7 @@ fn whichever_process_is_killed_nothing_is_lost_and_nothing_repeated() {
             });
             let name = match step {
                 Some(step) if dies_at_step(&mut running, at_step) => step.point.name().to_owned(),
-                _ => kill_one(&mut running, processes, &mut random),
+                _ => kill_one(&mut running, processes, at_step, &mut random),
             };
             at_step = died_at(&running.err()).len();
             killed += 1;

@@ -12,6 +12,12 @@ use crate::program::python;
 use crate::random::Random;
 
 const CARDS: u64 = 40;
+/// When the event 0 would have happened, in milliseconds since 1970: each is a millisecond after the one before.
+const BEGINNING: u64 = 1_700_000_000_000;
+/// How late events may be.
+const LATENESS: u64 = 500;
+/// The window of the short outcomes.
+const RECENT: u64 = 3_000;
 /// Amounts are so many parts of 1: their sums are exact in any order, and so are they as scores.
 pub const UNIT: u64 = 1024;
 /// How many events later an event may be sent again.
@@ -53,6 +59,8 @@ pub struct Oracle {
     pub expected: BTreeMap<u64, Expected>,
     /// Ids of events that can't be decoded, in the order they were written.
     pub poison: Vec<u64>,
+    /// The newest event of each partition that can be decoded.
+    newest: [u64; PARTITIONS as usize],
     pub watched: Watched,
     pub labels: Labels,
     /// Whether some events are sent twice.
@@ -71,13 +79,14 @@ impl Oracle {
     pub fn event(&mut self, id: u64, random: &mut Random) -> (i32, String) {
         let card = random.below(CARDS);
         let partition = (card % PARTITIONS as u64) as i32;
-        let at = 1_700_000_000_000 + id;
+        let at = BEGINNING + id;
         let amount = random.below(UNIT / 2) + if (id / LEVEL).is_multiple_of(2) { 0 } else { UNIT / 2 };
         self.labels.label(id, at, amount, random);
         if random.below(50) == 0 {
             self.poison.push(id);
             return (partition, format!("{{\"id\":{id},\"card\":"));
         }
+        self.newest[partition as usize] = id;
         let (count, sum) = self.cards.entry(card).or_default();
         (*count, *sum) = (*count + 1, *sum + amount);
         let expected = Expected { card, count: *count, sum: *sum, amount };
@@ -143,7 +152,11 @@ impl Oracle {
     /// Whether a job's summary has the figures of all predictions that were judged.
     pub fn check_quality(&self, summary: &Value) -> Result<(), String> {
         let predictions = self.expected.iter().map(|(id, expected)| (*id, expected.card, expected.score()));
-        self.labels.check(predictions, summary)
+        self.labels.check("large", predictions.clone(), summary)?;
+        // Up to there no event is expected any more.
+        let watermark = self.newest.into_iter().min().unwrap_or_default().saturating_sub(LATENESS + 1);
+        let recent = predictions.filter(|(id, ..)| id + RECENT > watermark);
+        self.labels.check("recent", recent, summary)
     }
 
     /// Whether what is served of every card is what its last event has made of it.

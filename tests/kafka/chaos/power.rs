@@ -43,6 +43,11 @@ impl Disk {
         let image = std::fs::File::create(disk.image()).unwrap();
         image.set_len(256 << 20).unwrap();
         run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(disk.image()));
+        // Whoever gets a copy of what is put on (the hosts of other tests do) takes it off when it is taken off here. As long as one
+        // had it, it would come back without its power.
+        let folder = disk.folder.path();
+        run(Command::new("mount").arg("--bind").args([folder, folder]));
+        run(Command::new("mount").arg("--make-shared").arg(folder));
         disk.put_on();
         disk
     }
@@ -87,7 +92,7 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         // The job is gone. What can't be taken off now is when the last file is closed.
-        let _gone = Command::new("umount").arg("--lazy").arg(self.root()).status();
+        let _gone = Command::new("umount").arg("--lazy").arg(self.root()).arg(self.folder.path()).status();
     }
 }
 

@@ -104,8 +104,13 @@ impl Labels {
         std::mem::replace(&mut self.due, later).into_values().flatten().collect()
     }
 
-    /// Whether a job's summary has the figures of all that stands, where `predictions` are id, card and score of each.
-    pub fn check(&self, predictions: impl Iterator<Item = (u64, u64, f64)>, summary: &Value) -> Result<(), String> {
+    /// Whether a job's summary has of an outcome the figures of all that stands, where `predictions` are id, card and score of each.
+    pub fn check(
+        &self,
+        outcome: &str,
+        predictions: impl Iterator<Item = (u64, u64, f64)>,
+        summary: &Value,
+    ) -> Result<(), String> {
         let mut slices: BTreeMap<String, Histogram> = BTreeMap::new();
         let (mut count, mut joined) = (0, 0);
         for (id, card, score) in predictions {
@@ -118,17 +123,17 @@ impl Labels {
         }
         let unmatched = self.standing.len() - joined;
         let standing = json!({ "predictions": count, "pending": count - joined, "unmatched_labels": unmatched });
-        let found = &summary["outcomes"]["large"]["standing"];
+        let found = &summary["outcomes"][outcome]["standing"];
         if *found != standing {
-            return Err(format!("{found} stands instead of {standing}"));
+            return Err(format!("of {outcome} {found} stands instead of {standing}"));
         }
-        let figures = summary["quality"]["large"].as_object().ok_or("no figures")?;
+        let figures = summary["quality"][outcome].as_object().ok_or("no figures")?;
         for (slice, histogram) in &slices {
             check_figures(figures.get(slice).unwrap_or(&Value::Null), histogram)
-                .map_err(|wrong| format!("slice {slice}: {wrong}"))?;
+                .map_err(|wrong| format!("slice {slice} of {outcome}: {wrong}"))?;
         }
         let (found, expected) = (figures.len(), slices.len());
-        if found == expected { Ok(()) } else { Err(format!("{found} slices instead of {expected}")) }
+        if found == expected { Ok(()) } else { Err(format!("{found} slices of {outcome} instead of {expected}")) }
     }
 }
 
