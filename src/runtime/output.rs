@@ -102,11 +102,16 @@ impl Output {
 
     fn encode(&mut self, batch: &Batch) {
         let records = Arc::new(self.encoder.encode(batch, self.epoch));
-        self.counters.encoded(&records, batch, now_micros());
-        self.counters.queued.fetch_add(records.len() as i64, Ordering::Relaxed);
+        // Also when the sink has failed: an epoch may be decided before the job has stopped, and the next start then writes what its
+        // checkpoint has.
         if let Some(outbox) = &mut self.outbox {
             outbox.push(records.clone());
         }
+        if self.failed {
+            return;
+        }
+        self.counters.encoded(&records, batch, now_micros());
+        self.counters.queued.fetch_add(records.len() as i64, Ordering::Relaxed);
         self.queue.push_back(Queued::Records { epoch: self.epoch, records, from: 0 });
     }
 
@@ -181,10 +186,10 @@ impl Output {
 
 impl Operator for Output {
     fn process(&mut self, _port: usize, batch: Batch, _out: &mut Outputs) {
+        self.encode(&batch);
         if self.failed {
             return;
         }
-        self.encode(&batch);
         let flushed = self.flush();
         self.check(flushed);
     }
@@ -234,4 +239,77 @@ pub fn in_event_order(batch: &Batch) -> Result<Batch, arrow::error::ArrowError> 
     let mut order: Vec<u32> = (0..batch.len() as u32).collect();
     order.sort_by(|a, b| place(a).cmp(&place(b)));
     batch.take(&order)
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{Int64Array, RecordBatch};
+    use millstream_operators::Row;
+    use millstream_operators::expressions::Expression;
+
+    use super::*;
+    use crate::encode::{EncoderConfig, Headers, Value};
+    use crate::provenance::Origins;
+    use crate::sources::Partitions;
+
+    /// A sink that fails with its second write.
+    struct Failing(bool);
+
+    impl SinkWriter for Failing {
+        fn write(&mut self, _epoch: u64, records: &Records, _from: usize) -> Result<usize, SinkError> {
+            match std::mem::replace(&mut self.0, true) {
+                false => Ok(records.len()),
+                true => Err(SinkError::TakenOver { name: "out".into() }),
+            }
+        }
+        fn close_epoch(&mut self, _epoch: u64) -> Result<(), SinkError> {
+            Ok(())
+        }
+        fn durable(&mut self) -> Result<Option<u64>, SinkError> {
+            Ok(None)
+        }
+    }
+
+    fn batch(n: i64) -> Batch {
+        let records = RecordBatch::try_from_iter([("n", Arc::new(Int64Array::from(vec![n])) as _)]);
+        let row = Row { source: 0, partition: 0, offset: n, event_time: 1, arrived_micros: 0 };
+        Batch::new(records.expect("a column"), vec![row])
+    }
+
+    /// The epochs that the job closes before it has stopped may still be decided.
+    #[test]
+    fn what_a_failed_sink_does_not_take_is_in_the_checkpoint() {
+        let schema = batch(0).records.schema();
+        let encoder = Encoder::new(EncoderConfig {
+            origins: Origins { partitions: Arc::new(Partitions::default()), model: None },
+            provenance: Vec::new(),
+            input: schema.clone(),
+            columns: vec![Expression::compile("n", &schema).expect("a column")],
+            schema,
+            key: Vec::new(),
+            value: Value::Json,
+            headers: Headers::None,
+            generation: 1,
+        });
+        let context = OutputContext {
+            durable: Arc::new(Durable::new([])),
+            slot: 0,
+            commits_after_decision: true,
+            first_epoch: 1,
+            gates: Arc::new(Gates::new(50)),
+            failures: Failures::default(),
+            meters: Arc::default(),
+        };
+        let gates = context.gates.clone();
+        let mut output = Output::new("out".into(), encoder, Box::new(Failing(false)), context);
+        let mut out = Outputs::new(0);
+        for n in 1..=3 {
+            output.process(0, batch(n), &mut out);
+            output.close_epoch(n as u64, &mut out);
+            let records = output.take_outbox();
+            let values: Vec<&[u8]> = records.iter().map(|records| records.value(0)).collect();
+            assert_eq!(values, [format!("{{\"n\":{n}}}").as_bytes()]);
+            assert_eq!(gates.failed.load(Ordering::Acquire), n > 1);
+        }
+    }
 }
