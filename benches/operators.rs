@@ -205,7 +205,7 @@ fn map_alone(bench: &Bench, rows: usize) {
         next += rows;
         let cards = batch.records.column(0).as_string::<i32>();
         let ids = batch.records.column(1).as_primitive::<Int64Type>();
-        let before = |at: usize| seen.insert((cards.value(at).to_string(), ids.value(at)), next as i64).is_some();
+        let mut before = |at: usize| seen.insert((cards.value(at).to_string(), ids.value(at)), next as i64).is_some();
         let twice: Vec<u32> = (0..rows).filter(|at| before(*at)).map(|at| at as u32).collect();
         black_box(batch.without(&twice));
         twice.len() as f64

@@ -236,14 +236,32 @@ pub(super) fn find(place: &Place, name: &str) -> Result<Option<(Found, Manifest)
 /// # Errors
 /// If one can't be read: what it needs is not known then.
 pub(super) fn needed(storage: &dyn Storage) -> Result<BTreeSet<String>, CheckpointError> {
-    let mut needed = BTreeSet::new();
-    for found in storage.list(FOLDER)? {
-        if found.name.ends_with(SAVED) || found.name.ends_with(DRAFT) {
-            let manifest = Manifest::read_file(storage, &format!("{FOLDER}/{}", found.name))?;
-            needed.extend(manifest.iter().flat_map(Manifest::files));
+    needed_by(storage, |key| Manifest::read_file(storage, key))
+}
+
+/// The same, of which `read` reads the manifests: `None` if one has gone meanwhile.
+pub(super) fn needed_by(
+    storage: &dyn Storage,
+    mut read: impl FnMut(&str) -> Result<Option<Manifest>, CheckpointError>,
+) -> Result<BTreeSet<String>, CheckpointError> {
+    loop {
+        let mut needed = BTreeSet::new();
+        let mut is_all = true;
+        for found in storage.list(FOLDER)? {
+            let is_draft = found.name.ends_with(DRAFT);
+            if !is_draft && !found.name.ends_with(SAVED) {
+                continue;
+            }
+            match read(&format!("{FOLDER}/{}", found.name))? {
+                Some(manifest) => needed.extend(manifest.files()),
+                // A draft that has gone has perhaps become a savepoint, which was not in the list.
+                None => is_all &= !is_draft,
+            }
+        }
+        if is_all {
+            return Ok(needed);
         }
     }
-    Ok(needed)
 }
 
 /// The keys of drafts that nobody works on any more; `now` is a time of the storage's clock that has passed.

@@ -138,6 +138,30 @@ fn a_checkpoint_that_is_swept_meanwhile_is_not_the_one_that_is_saved() {
     assert_eq!(saved(&places[1], "a").progress, progress(29));
 }
 
+/// The list of a sweep has the draft, and when it is read it has become the savepoint.
+#[test]
+fn a_draft_that_becomes_a_savepoint_while_it_is_looked_at_is_needed() {
+    in_process(|place| {
+        let mut running = store(place);
+        go_on(&mut running, 2..10);
+        let storage = &*place.0;
+        let newest = manifest::sequences(storage).unwrap().pop().unwrap();
+        let manifest = Manifest::read(storage, newest).unwrap().unwrap();
+        storage.create("savepoint/a-1.draft", &manifest.clone().text()).unwrap();
+        let needed = savepoint::needed_by(storage, |key| {
+            if key.ends_with(".draft") {
+                storage.create("savepoint/a.json", &manifest.clone().text()).unwrap();
+                storage.remove(vec![key.to_string()]).unwrap();
+                // It may be gone a moment later.
+                return Ok(None);
+            }
+            Manifest::read_file(storage, key)
+        });
+        assert!(!manifest.files().is_empty());
+        assert_eq!(needed.unwrap(), manifest.files());
+    });
+}
+
 #[test]
 fn savepoints_of_a_job_that_runs_are_whole() {
     let places = faults::memories(faults::Faults::default(), 2);
