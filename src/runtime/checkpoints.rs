@@ -181,6 +181,11 @@ impl Gathering {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => std::thread::sleep(POLL),
             }
+            // Before an epoch that what has failed may have left incomplete is decided.
+            if self.start.board.gates.failed.load(Ordering::Acquire) {
+                self.start.board.decided.give_up();
+                return false;
+            }
             let (epoch, last) = self.complete();
             let due = last || Instant::now() >= self.due || self.waiting_bytes > WAITING_BYTES_MAX;
             if epoch > self.progress.epoch && due && !self.publish(epoch) {
@@ -192,10 +197,6 @@ impl Gathering {
             if let Err(error) = self.start.store.look()
                 && !self.refused(error)
             {
-                return false;
-            }
-            if self.start.board.gates.failed.load(Ordering::Acquire) {
-                self.start.board.decided.give_up();
                 return false;
             }
         }
@@ -235,7 +236,9 @@ impl Gathering {
         let later = self.parts.split_off(&(epoch + 1));
         for (epoch, parts) in std::mem::replace(&mut self.parts, later) {
             for (participant, part) in parts {
-                self.take(epoch, participant, part);
+                if let Err(error) = self.take(epoch, participant, part) {
+                    return self.fail(error);
+                }
             }
         }
         self.due = Instant::now() + self.every;
@@ -292,15 +295,20 @@ impl Gathering {
             self.due = Instant::now() + RETRY;
             return true;
         }
-        self.start.board.failures.report(anyhow::Error::new(error).context("write a checkpoint"));
+        self.fail(anyhow::Error::new(error).context("write a checkpoint"))
+    }
+
+    /// Ends the job; nothing is decided any more.
+    fn fail(&self, error: anyhow::Error) -> bool {
+        self.start.board.failures.report(error);
         self.start.board.gates.failed.store(true, Ordering::Release);
         self.start.board.decided.give_up();
         false
     }
 
     /// Takes up what a participant left of an epoch.
-    fn take(&mut self, epoch: u64, participant: usize, part: Part) {
-        self.take_rows(epoch, participant as u16, part.offline);
+    fn take(&mut self, epoch: u64, participant: usize, part: Part) -> anyhow::Result<()> {
+        self.take_rows(epoch, participant as u16, part.offline)?;
         let board = &self.start.board;
         let lost = |block: &Block| {
             let is_slow = block.name.starts_with("drift.") || block.name.starts_with("outcomes.");
@@ -333,11 +341,12 @@ impl Gathering {
                 *known = newest.max(*known);
             }
         }
+        Ok(())
     }
 
     /// Takes up the rows for tables that a worker has of an epoch: those of a table together, for a batch by itself has names and
     /// types of its columns.
-    fn take_rows(&mut self, epoch: u64, worker: u16, rows: Vec<(usize, Batch)>) {
+    fn take_rows(&mut self, epoch: u64, worker: u16, rows: Vec<(usize, Batch)>) -> anyhow::Result<()> {
         let board = &self.start.board;
         let mut of_tables: BTreeMap<usize, Vec<Batch>> = BTreeMap::new();
         rows.into_iter().for_each(|(table, batch)| of_tables.entry(table).or_default().push(batch));
@@ -345,11 +354,11 @@ impl Gathering {
             let name = self.tables[table].clone();
             let model = self.start.plan.model_info(self.start.plan.offline[table].stream);
             let origins = Origins { partitions: board.partitions.clone(), model };
-            match offline::pending::encode(&batches, &origins) {
-                Ok(bytes) => self.blocks.push(Block { kind: Kind::Offline, name, part: worker, epoch, bytes }),
-                Err(error) => board.failures.report(anyhow::Error::new(error).context("keep rows for a table")),
-            }
+            let encoded = offline::pending::encode(&batches, &origins);
+            let bytes = encoded.with_context(|| format!("keep rows of epoch {epoch} for the table `{name}`"))?;
+            self.blocks.push(Block { kind: Kind::Offline, name, part: worker, epoch, bytes });
         }
+        Ok(())
     }
 
     /// Tells sources what is decided.

@@ -170,17 +170,21 @@ impl Output {
     /// A failed sink takes no more: the job ends, and its next start goes on before the failure.
     fn check(&mut self, result: Result<(), SinkError>) {
         if let Err(error) = result {
-            self.failed = true;
-            for queued in self.queue.drain(..) {
-                if let Queued::Records { records, from, .. } = queued {
-                    self.counters.queued.fetch_sub((records.len() - from) as i64, Ordering::Relaxed);
-                }
-            }
             SINK_ERRORS.of([&self.name, error.kind()]).increment(1);
-            self.mark_stalled(false);
-            self.failures.report(anyhow::Error::new(error).context(format!("sink `{}` failed", self.name)));
-            self.gates.failed.store(true, Ordering::Release);
+            self.fail(anyhow::Error::new(error).context(format!("sink `{}` failed", self.name)));
         }
+    }
+
+    fn fail(&mut self, error: anyhow::Error) {
+        self.failed = true;
+        for queued in self.queue.drain(..) {
+            if let Queued::Records { records, from, .. } = queued {
+                self.counters.queued.fetch_sub((records.len() - from) as i64, Ordering::Relaxed);
+            }
+        }
+        self.mark_stalled(false);
+        self.failures.report(error);
+        self.gates.failed.store(true, Ordering::Release);
     }
 }
 
@@ -202,8 +206,7 @@ impl Operator for Output {
             Ok(Some(batch)) => self.process(0, batch, out),
             Ok(None) => {}
             Err(error) => {
-                let error = anyhow::Error::new(error).context(format!("sink `{}`: batches of one stream", self.name));
-                self.failures.report(error);
+                self.fail(anyhow::Error::new(error).context(format!("sink `{}`: batches of one stream", self.name)));
             }
         }
     }

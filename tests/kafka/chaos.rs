@@ -114,7 +114,7 @@ fn deaths_for(flaw: Flaw) -> (&'static str, &'static [Death]) {
     match flaw {
         // The manifest takes its time, also in the eyes of a machine that is busy.
         Flaw::CommitFirst => ("checkpoint-gathered=sleep:1500", &[Death::At(TransactionCommitted, 10)]),
-        Flaw::TableFirst => ("checkpoint-gathered=sleep:1500", &[Death::At(TableCommitted, 1)]),
+        Flaw::TableFirst => ("checkpoint-gathered=sleep:4000", &[Death::At(TableCommitted, 1)]),
         Flaw::NoMarker => ("", &[Death::At(TransactionCommitted, 10)]),
         Flaw::NoRedo | Flaw::DropLast | Flaw::NoTableRedo => ("", &[Death::At(ManifestPublished, 6)]),
         Flaw::NoOrder | Flaw::WriteTwice => ("", &[LONGER]),

@@ -64,7 +64,8 @@ fn exists(pid: u64) -> bool {
 fn finish(mut world: World, service: &Service, mut running: Running) -> usize {
     // One that was stopped before it reads has not started.
     until(&mut running, "it reads", |log| reading(log) > 0);
-    let written = world.settle(&mut running, service, LONG);
+    let written = world.stop(service);
+    world.settle(&written, &mut running, service, LONG);
     running.terminate();
     let said = running.end();
     assert!(said.status.success(), "{}", said.err);

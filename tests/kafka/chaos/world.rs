@@ -63,10 +63,14 @@ impl World {
         self.vectors.len() + self.rejects.len()
     }
 
-    /// Writes no more, and leaves a job that reads alone until all has come that will come: it has said nothing for so long, or has
-    /// read everything.
-    pub fn settle(&mut self, running: &mut Running, service: &Service, silence: Duration) -> Written {
-        let written = self.writer.stop(service);
+    /// Writes no more.
+    pub fn stop(&mut self, service: &Service) -> Written {
+        self.writer.stop(service)
+    }
+
+    /// Leaves a job that reads alone until all has come of what is written that will come: it has said nothing for so long, or has read
+    /// everything.
+    pub fn settle(&self, written: &Written, running: &mut Running, service: &Service, silence: Duration) {
         let all = written.oracle.expected.len() + written.oracle.poison.len();
         let positions = Committed::of(service);
         let inputs: u64 = written.inputs.iter().map(|(.., count)| count).sum();
@@ -81,7 +85,6 @@ impl World {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        written
     }
 
     /// Holds all outputs of a job that has ended against what had to come out; gives how many events, dead letters and signals. An error
