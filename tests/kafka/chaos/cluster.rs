@@ -23,16 +23,16 @@ fn a_broker_of_three_dies_and_the_job_goes_on() {
     let mut chaos = Chaos::of(Service::new(cluster.address(), "chaos"), seed);
     let mut running = chaos.start(2, "");
     for kill in 0..kills {
-        chaos.goes_on(&mut running);
+        running = chaos.kept_on(running);
         let broker = (1 + (seed + kill) % 3).to_string();
         let begun = Instant::now();
         cluster.run(&["kill", &broker]);
-        chaos.goes_on(&mut running);
+        running = chaos.kept_on(running);
         println!("broker {broker} has died: the job goes on after {:.1} s", begun.elapsed().as_secs_f64());
         // Also a start finds its coordinators, with two brokers or with three.
         if random.below(2) == 0 {
             running = chaos.restart(running, 1 + random.below(3));
-            chaos.goes_on(&mut running);
+            running = chaos.kept_on(running);
         }
         cluster.run(&["start", &broker]);
     }

@@ -44,8 +44,8 @@ const TROUBLES: [Trouble; 11] = [
 ];
 
 impl Trouble {
-    /// Has it happen.
-    pub fn befall(self, proxy: &Proxy) {
+    /// Has it happen. False if nobody has made the request within so long whose answer was to be lost.
+    pub fn befall(self, proxy: &Proxy, patience: Duration) -> bool {
         match self {
             Trouble::Reset => proxy.cut(),
             Trouble::Lasts(network, pause) => {
@@ -56,8 +56,11 @@ impl Trouble {
                 std::thread::sleep(pause);
                 proxy.set(Network::Works);
             }
-            Trouble::Swallow(request) | Trouble::SwallowAndKill(request) => proxy.swallow_answer(request),
+            Trouble::Swallow(request) | Trouble::SwallowAndKill(request) => {
+                return proxy.swallow_answer(request, patience);
+            }
         }
+        true
     }
 }
 
@@ -80,14 +83,17 @@ impl Behind {
     }
 
     fn lives_through(mut self, trouble: Trouble) -> Behind {
-        self.chaos.goes_on(&mut self.running);
+        self.running = self.chaos.kept_on(self.running);
         let begun = Instant::now();
-        trouble.befall(&self.proxy);
+        while !trouble.befall(&self.proxy, LONG) {
+            assert!(!self.running.runs(), "{trouble:?}: there is no such request: {}", self.running.err());
+            self.running = self.chaos.kept_on(self.running);
+        }
         if let Trouble::SwallowAndKill(_) = trouble {
             let workers = 1 + self.chaos.runs() % 3;
             self.running = self.chaos.restart(self.running, workers);
         }
-        self.chaos.goes_on(&mut self.running);
+        self.running = self.chaos.kept_on(self.running);
         println!("{trouble:?}: {:.1} s", begun.elapsed().as_secs_f64());
         self
     }
@@ -125,7 +131,7 @@ fn a_call_without_an_answer_is_made_again_and_a_job_that_does_not_ends() {
     let have_met_it =
         |running: &Running, ending: &mut Running| running.err().contains("trying again") && !ending.runs();
     for _ in 0..4 {
-        Trouble::Lasts(Network::Stalls, LONGER_THAN_A_CALL).befall(&proxy);
+        Trouble::Lasts(Network::Stalls, LONGER_THAN_A_CALL).befall(&proxy, LONG);
         right.goes_on(&mut running);
         if have_met_it(&running, &mut ending) {
             break;

@@ -150,10 +150,7 @@ impl Outside {
                 std::fs::remove_file(&self.full).unwrap();
             }
             // A job that was killed may not be there to make a request.
-            (Trouble::Network(network::Trouble::Swallow(request)), Some((proxy, _))) => {
-                _ = proxy.swallow_answer_within(request, SWALLOW_WITHIN);
-            }
-            (Trouble::Network(trouble), Some((proxy, _))) => trouble.befall(proxy),
+            (Trouble::Network(trouble), Some((proxy, _))) => _ = trouble.befall(proxy, SWALLOW_WITHIN),
             (Trouble::BrokerDies(pause), Some((_, broker))) => {
                 broker.run(&["kill", "1"]);
                 std::thread::sleep(pause);
