@@ -43,6 +43,11 @@ pub enum Late {
 /// assert_eq!(watermarks.watermark(), 1_939_999);
 /// watermarks.seen(0, 1_000_100); // awake again; the watermark does not go back
 /// assert_eq!(watermarks.watermark(), 1_939_999);
+///
+/// [0, 1].into_iter().for_each(|partition| watermarks.idle(partition));
+/// assert!(watermarks.has_no_say());
+/// watermarks.follow(3_000_000); // what others have come to meanwhile
+/// assert_eq!(watermarks.watermark(), 3_000_000);
 /// ```
 #[derive(Debug, Clone)]
 pub struct Watermarks {
@@ -82,9 +87,21 @@ impl Watermarks {
         self.watermark
     }
 
-    /// True when no partition of this worker could have an event: then it has no say in how far time has come.
+    /// True when there is no partition on this worker that has events: then it has no say in how far time has come.
     pub fn has_no_say(&self) -> bool {
-        self.watermark == EventTime::MIN && !self.partitions.values().any(|partition| partition.active)
+        !self.partitions.values().any(|partition| partition.active)
+    }
+
+    /// Takes note that time has come to `watermark` on other workers while this one [has no say](Watermarks::has_no_say). A partition
+    /// that wakes up is held to it, as if it were read by the worker whose partitions had the events.
+    pub fn follow(&mut self, watermark: EventTime) {
+        self.watermark = self.watermark.max(watermark);
+    }
+
+    /// All partitions that this worker reads are [expected](Watermarks::expect): time has come to where their events were before the
+    /// stop, also of those that have no new ones.
+    pub fn resume(&mut self) {
+        self.go_on();
     }
 
     /// The newest event time of each partition that had one: what a checkpoint keeps.
@@ -249,11 +266,45 @@ mod tests {
         assert!(watermarks.observe(batch(&[(2, 30)]), &mut out).is_some(), "nothing was known of it");
     }
 
+    #[test]
+    fn partitions_without_new_events_are_where_they_were_before_the_stop() {
+        let mut watermarks = Watermarks::new("s", 10, Late::Keep);
+        [(0, 100), (1, 80), (2, 5)].into_iter().for_each(|(partition, newest)| watermarks.restore(partition, newest));
+        [0, 1].into_iter().for_each(|partition| watermarks.expect(partition));
+        assert_eq!(watermarks.watermark(), EventTime::MIN, "there may be more of them");
+        watermarks.resume();
+        assert_eq!(watermarks.watermark(), 69);
+        let mut watermarks = Watermarks::new("s", 10, Late::Keep);
+        watermarks.restore(0, 100);
+        [0, 1].into_iter().for_each(|partition| watermarks.expect(partition));
+        watermarks.resume();
+        assert_eq!(watermarks.watermark(), EventTime::MIN, "nothing is known of one of them");
+    }
+
+    #[test]
+    fn who_has_no_say_follows_the_others_and_is_held_to_that() {
+        let mut watermarks = Watermarks::new("s", 0, Late::Drop);
+        assert!(watermarks.has_no_say(), "it has no partitions");
+        watermarks.expect(0);
+        assert!(!watermarks.has_no_say());
+        watermarks.seen(0, 50);
+        watermarks.idle(0);
+        assert!(watermarks.has_no_say());
+        watermarks.follow(200);
+        let mut out = Outputs::new(1);
+        assert!(watermarks.observe(batch(&[(0, 200)]), &mut out).is_none(), "time has gone by without it");
+        assert!(!watermarks.has_no_say());
+        assert_eq!(watermarks.watermark(), 200);
+        assert!(watermarks.observe(batch(&[(0, 201)]), &mut out).is_some());
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Rows(Vec<(u32, EventTime)>),
         Idle(u32),
         Expect(u32),
+        /// As far as others have come, if this one has no say.
+        Follow(EventTime),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -261,6 +312,7 @@ mod tests {
             6 => prop::collection::vec((0u32..3, 0i64..200), 1..6).prop_map(Step::Rows),
             1 => (0u32..3).prop_map(Step::Idle),
             1 => (0u32..3).prop_map(Step::Expect),
+            1 => (0i64..200).prop_map(Step::Follow),
         ]
     }
 
@@ -275,6 +327,8 @@ mod tests {
                 match step {
                     Step::Idle(partition) => watermarks.idle(partition),
                     Step::Expect(partition) => watermarks.expect(partition),
+                    Step::Follow(time) if watermarks.has_no_say() => watermarks.follow(time),
+                    Step::Follow(_) => {}
                     Step::Rows(rows) => {
                         rows_in += rows.len() as u64;
                         let on_time = watermarks.observe(batch(&rows), &mut out);

@@ -30,6 +30,7 @@ pub mod contract;
 mod drift;
 mod gap;
 mod hosts;
+mod idle;
 mod live;
 mod metrics;
 mod mixed;

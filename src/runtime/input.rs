@@ -210,7 +210,10 @@ impl Taking {
                 return Step::Wait;
             }
             match self.input.inbox.try_recv() {
-                Ok(Arrival::Assigned) => self.assigned = true,
+                Ok(Arrival::Assigned) => {
+                    self.assigned = true;
+                    self.input.watermarks.resume();
+                }
                 Ok(Arrival::Messages(messages)) => self.messages(messages),
                 Ok(Arrival::Records(batch, rejects)) => {
                     self.assigned = true;
@@ -253,10 +256,13 @@ impl Taking {
         if from >= to {
             return;
         }
-        let watermark = self.input.watermarks.watermark();
         // One that was stopped before it was told has something to say at the next start.
         let knows = self.assigned || matches!(self.ended, Some(Ended::Exhausted(_)));
         let silent = knows && self.input.watermarks.has_no_say();
+        if silent {
+            self.input.watermarks.follow(self.context.watermarks.at(from));
+        }
+        let watermark = self.input.watermarks.watermark();
         for epoch in from..to {
             let exhausted = matches!(self.ended, Some(Ended::Exhausted(last)) if epoch > last);
             self.context.watermarks.publish(epoch, if silent || exhausted { NO_SAY } else { watermark });

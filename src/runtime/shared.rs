@@ -37,7 +37,7 @@ struct Epochs {
     forgotten: EventTime,
 }
 
-/// What an input says that has no partitions to speak of: it holds nobody back.
+/// What an input says that has no partitions with events: it holds nobody back.
 pub const NO_SAY: EventTime = EventTime::MAX;
 
 /// Epochs that are remembered: more than workers can be apart.
