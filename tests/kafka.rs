@@ -289,16 +289,18 @@ impl Source {
     fn until(&mut self, what: &str, mut enough: impl FnMut(&Source) -> bool) {
         let deadline = Instant::now() + LONG;
         while !enough(self) {
+            // One that has ended may have left what is not taken yet with another worker.
+            let mut gone = 0;
             for worker in 0..self.inboxes.len() {
                 match self.inboxes[worker].recv_timeout(Duration::from_millis(5)) {
                     Ok(arrival) => self.arrive(worker, arrival),
                     Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) if self.thread.is_finished() => {
-                        let ended = std::mem::replace(&mut self.thread, std::thread::spawn(|| Ok(())));
-                        panic!("ended before {what}: {:?}", ended.join());
-                    }
-                    Err(RecvTimeoutError::Disconnected) => {}
+                    Err(RecvTimeoutError::Disconnected) => gone += 1,
                 }
+            }
+            if gone == self.inboxes.len() && self.thread.is_finished() && !enough(self) {
+                let ended = std::mem::replace(&mut self.thread, std::thread::spawn(|| Ok(())));
+                panic!("ended before {what}: {:?}", ended.join());
             }
             assert!(Instant::now() < deadline, "no {what} after {} messages", self.got.len());
         }
