@@ -92,8 +92,8 @@ impl Watermarks {
         !self.partitions.values().any(|partition| partition.active)
     }
 
-    /// Takes note that time has come to `watermark` on other workers while this one [has no say](Watermarks::has_no_say). A partition
-    /// that wakes up is held to it, as if it were read by the worker whose partitions had the events.
+    /// Takes note that the source has come to `watermark` on other workers while this one [has no say](Watermarks::has_no_say). A
+    /// partition that wakes up is held to it, as if one worker read all of them.
     pub fn follow(&mut self, watermark: EventTime) {
         self.watermark = self.watermark.max(watermark);
     }

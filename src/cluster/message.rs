@@ -19,6 +19,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::checkpoint::{Pending, Progress};
 use crate::runtime::ledger::wire::WordOnWire;
 use crate::runtime::meter::Counts;
+use crate::runtime::shared::BySource;
 use crate::sources::partitions::Named;
 
 /// From the coordinator to a member.
@@ -88,7 +89,7 @@ pub struct Told {
     /// Whether another process holds the sources.
     pub held: bool,
     /// Watermarks of all sources, at the ends of epochs.
-    pub watermarks: Vec<(u64, i64)>,
+    pub watermarks: Vec<(u64, BySource)>,
 }
 
 /// From a member to the coordinator.
@@ -138,7 +139,7 @@ pub struct Said {
     /// The newest durable epoch of each of its writers, by the writer's number.
     pub durable: Vec<(usize, u64)>,
     /// Watermarks of its sources, at the ends of epochs.
-    pub watermarks: Vec<(u64, i64)>,
+    pub watermarks: Vec<(u64, BySource)>,
 }
 
 /// Bytes as bytes, not as numbers one by one.

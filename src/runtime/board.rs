@@ -71,14 +71,15 @@ impl Board {
     /// # Errors
     /// If the online store can't keep a group's features.
     pub fn new(plan: &Plan, shape: Shape, checkpoint: &Checkpoint, cuts: Option<Arc<Cuts>>) -> anyhow::Result<Board> {
-        let inputs = plan.sources().count() * shape.workers;
+        let sources = plan.sources().count();
+        let inputs = sources * shape.workers;
         let epoch = checkpoint.progress.epoch;
         // What all others have to say comes from each of them as if it were an input.
         let others = shape.processes - 1;
         let (watermarks, ending) = match (cuts, shape.is_coordinator()) {
             (Some(cuts), _) => (Watermarks::bounded(cuts), Ending::new(inputs, epoch)),
-            (None, true) => (Watermarks::live(inputs + others), Ending::new(inputs + others, epoch)),
-            (None, false) => (Watermarks::following(inputs), Ending::following(inputs, epoch)),
+            (None, true) => (Watermarks::live(sources, shape.workers + others), Ending::new(inputs + others, epoch)),
+            (None, false) => (Watermarks::following(sources, shape.workers), Ending::following(inputs, epoch)),
         };
         let elsewhere = |worker: usize| !shape.is_coordinator() && !shape.local().contains(&worker);
         let committed = &checkpoint.progress.committed;

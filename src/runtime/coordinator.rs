@@ -223,8 +223,10 @@ impl Watching {
         for (writer, epoch) in &said.durable {
             self.board.durable.set(*writer, *epoch, Vec::new());
         }
-        for (epoch, watermark) in &said.watermarks {
-            self.board.watermarks.publish(*epoch, *watermark);
+        for (epoch, of_sources) in &said.watermarks {
+            for (source, watermark) in of_sources.iter().enumerate() {
+                self.board.watermarks.publish(*epoch, source, *watermark);
+            }
         }
         if said.exhausted && !before.exhausted {
             self.board.ending.end();

@@ -260,12 +260,13 @@ impl Taking {
         let knows = self.assigned || matches!(self.ended, Some(Ended::Exhausted(_)));
         let silent = knows && self.input.watermarks.has_no_say();
         if silent {
-            self.input.watermarks.follow(self.context.watermarks.at(from));
+            self.input.watermarks.follow(self.context.watermarks.of(self.input.source, from));
         }
         let watermark = self.input.watermarks.watermark();
         for epoch in from..to {
             let exhausted = matches!(self.ended, Some(Ended::Exhausted(last)) if epoch > last);
-            self.context.watermarks.publish(epoch, if silent || exhausted { NO_SAY } else { watermark });
+            let said = if silent || exhausted { NO_SAY } else { watermark };
+            self.context.watermarks.publish(epoch, self.input.source, said);
         }
         self.counters.watermark.store(watermark, Ordering::Relaxed);
         self.context.open_epoch.fetch_max(to, Ordering::Relaxed);

@@ -19,6 +19,8 @@ use crate::replay::Cuts;
 pub struct Watermarks {
     /// The cuts of a bounded run.
     cuts: Option<Arc<Cuts>>,
+    sources: usize,
+    /// How many speak of each source.
     inputs: usize,
     /// Whether the process is told the watermarks, and only collects what its own inputs say.
     follows: bool,
@@ -27,14 +29,24 @@ pub struct Watermarks {
 
 #[derive(Debug, Default)]
 struct Epochs {
-    /// What inputs have said of epochs of which not all have.
-    said: BTreeMap<u64, Vec<EventTime>>,
-    /// The least that all inputs have said, by epoch; [`NO_SAY`] if none has a say.
-    complete: BTreeMap<u64, EventTime>,
+    /// What inputs have said of epochs of which not all have: the least so far, and how often one has spoken.
+    said: BTreeMap<u64, (BySource, usize)>,
+    /// The least that all inputs have said, by epoch.
+    complete: BTreeMap<u64, BySource>,
     /// What the process was told, by epoch.
-    told: BTreeMap<u64, EventTime>,
-    /// The greatest watermark of the epochs that are forgotten.
+    told: BTreeMap<u64, BySource>,
+    /// The greatest watermark of the epochs that are forgotten: the job's.
     forgotten: EventTime,
+    /// The same of each source.
+    forgotten_of: BySource,
+}
+
+/// Watermarks by the numbers of their sources; [`NO_SAY`] of one of which no input has a say.
+pub type BySource = Vec<EventTime>;
+
+/// The job's watermark: that of the source that is the furthest behind.
+fn least(of_sources: &[EventTime]) -> EventTime {
+    of_sources.iter().min().copied().unwrap_or(NO_SAY)
 }
 
 /// What an input says that has no partitions with events: it holds nobody back.
@@ -44,34 +56,36 @@ pub const NO_SAY: EventTime = EventTime::MAX;
 const EPOCHS_KEPT: u64 = 64;
 
 impl Watermarks {
-    /// Of a live run with `inputs` inputs (sources x workers).
-    pub fn live(inputs: usize) -> Self {
-        let epochs = Epochs { forgotten: EventTime::MIN, ..Epochs::default() };
-        Watermarks { cuts: None, inputs, follows: false, epochs: Mutex::new(epochs) }
+    /// Of a live run with `sources` sources, each with `inputs` inputs (workers, and other processes).
+    pub fn live(sources: usize, inputs: usize) -> Self {
+        let forgotten_of = vec![EventTime::MIN; sources];
+        let epochs = Epochs { forgotten: EventTime::MIN, forgotten_of, ..Epochs::default() };
+        Watermarks { cuts: None, sources, inputs, follows: false, epochs: Mutex::new(epochs) }
     }
 
-    /// Of a member of a job of several processes, with `inputs` inputs of its own.
-    pub fn following(inputs: usize) -> Self {
-        Watermarks { follows: true, ..Watermarks::live(inputs) }
+    /// Of a member of a job of several processes, each source with `inputs` inputs of its own.
+    pub fn following(sources: usize, inputs: usize) -> Self {
+        Watermarks { follows: true, ..Watermarks::live(sources, inputs) }
     }
 
     /// Of a bounded run whose reader notes its cuts in `cuts`.
     pub fn bounded(cuts: Arc<Cuts>) -> Self {
-        Watermarks { cuts: Some(cuts), ..Watermarks::live(0) }
+        Watermarks { cuts: Some(cuts), ..Watermarks::live(0, 0) }
     }
 
-    /// The input will give no event at or before `watermark` after `epoch`.
-    pub fn publish(&self, epoch: u64, watermark: EventTime) {
+    /// An input of `source` will give no event at or before `watermark` after `epoch`.
+    pub fn publish(&self, epoch: u64, source: usize, watermark: EventTime) {
         if self.cuts.is_some() {
             return;
         }
         let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
-        let said = epochs.said.entry(epoch).or_default();
-        said.push(watermark);
-        if said.len() == self.inputs {
-            let least = said.iter().min().copied().unwrap_or(NO_SAY);
-            epochs.said.remove(&epoch);
-            epochs.complete.insert(epoch, least);
+        let (of_sources, times) = epochs.said.entry(epoch).or_insert_with(|| (vec![NO_SAY; self.sources], 0));
+        of_sources[source] = of_sources[source].min(watermark);
+        *times += 1;
+        if *times == self.sources * self.inputs
+            && let Some((of_sources, _)) = epochs.said.remove(&epoch)
+        {
+            epochs.complete.insert(epoch, of_sources);
         }
     }
 
@@ -82,32 +96,60 @@ impl Watermarks {
         if let Some(cuts) = &self.cuts {
             return cuts.watermark(epoch).unwrap_or(EventTime::MIN);
         }
-        let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
-        let Epochs { complete, told, forgotten, .. } = &mut *epochs;
-        let known = if self.follows { told } else { complete };
-        while let Some(old) = known.first_entry().filter(|old| *old.key() + EPOCHS_KEPT < epoch) {
-            let watermark = old.remove();
-            if watermark != NO_SAY {
-                *forgotten = watermark.max(*forgotten);
-            }
-        }
-        let kept = known.range(..=epoch).map(|(_, watermark)| *watermark).filter(|watermark| *watermark != NO_SAY);
-        kept.max().unwrap_or(EventTime::MIN).max(*forgotten)
+        self.greatest(epoch, least, |epochs| epochs.forgotten)
     }
 
-    /// What all inputs have said of epochs after `epoch`: the least, or [`NO_SAY`] if none has a say.
-    pub fn complete_after(&self, epoch: u64) -> Vec<(u64, EventTime)> {
+    /// The same of one source, whichever workers read it. In a bounded run, where no partition is idle, nobody asks for it.
+    pub fn of(&self, source: usize, epoch: u64) -> EventTime {
+        if self.cuts.is_some() {
+            return EventTime::MIN;
+        }
+        self.greatest(epoch, |of_sources| of_sources[source], |epochs| epochs.forgotten_of[source])
+    }
+
+    /// The greatest of the epochs up to `epoch`; `forgotten` is of those that are forgotten.
+    fn greatest(
+        &self,
+        epoch: u64,
+        which: impl Fn(&[EventTime]) -> EventTime,
+        forgotten: impl Fn(&Epochs) -> EventTime,
+    ) -> EventTime {
+        let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
+        epochs.forget(self.follows, epoch.saturating_sub(EPOCHS_KEPT));
+        let known = if self.follows { &epochs.told } else { &epochs.complete };
+        let kept = known.range(..=epoch).map(|(_, of_sources)| which(of_sources)).filter(|found| *found != NO_SAY);
+        kept.max().unwrap_or(EventTime::MIN).max(forgotten(&epochs))
+    }
+
+    /// What all inputs have said of epochs after `epoch`: the least of each source.
+    pub fn complete_after(&self, epoch: u64) -> Vec<(u64, BySource)> {
         let epochs = self.epochs.lock().expect("no thread panics with the lock");
-        epochs.complete.range(epoch + 1..).map(|(epoch, watermark)| (*epoch, *watermark)).collect()
+        epochs.complete.range(epoch + 1..).map(|(epoch, of_sources)| (*epoch, of_sources.clone())).collect()
     }
 
     /// The process was told the watermarks of epochs.
-    pub fn tell(&self, watermarks: &[(u64, EventTime)]) {
+    pub fn tell(&self, watermarks: &[(u64, BySource)]) {
         let mut epochs = self.epochs.lock().expect("no thread panics with the lock");
         let Some((newest, _)) = watermarks.last() else { return };
         // What its inputs said of them has been passed on long ago.
         epochs.complete = epochs.complete.split_off(newest);
-        epochs.told.extend(watermarks.iter().copied());
+        epochs.told.extend(watermarks.iter().cloned());
+    }
+}
+
+impl Epochs {
+    /// Keeps of the epochs before `first` the greatest watermarks only.
+    fn forget(&mut self, follows: bool, first: u64) {
+        let known = if follows { &mut self.told } else { &mut self.complete };
+        while let Some(old) = known.first_entry().filter(|old| *old.key() < first) {
+            let of_sources = old.remove();
+            let job = (&mut self.forgotten, least(&of_sources));
+            for (forgotten, watermark) in self.forgotten_of.iter_mut().zip(of_sources).chain([job]) {
+                if watermark != NO_SAY {
+                    *forgotten = watermark.max(*forgotten);
+                }
+            }
+        }
     }
 }
 
@@ -355,36 +397,55 @@ mod tests {
 
     #[test]
     fn a_slow_worker_is_told_the_watermark_of_its_own_epoch() {
-        let watermarks = Watermarks::live(2);
+        let watermarks = Watermarks::live(1, 2);
         for (epoch, [first, second]) in [(1, [10, 20]), (2, [30, 25]), (3, [20, 20])] {
-            watermarks.publish(epoch, first);
-            watermarks.publish(epoch, second);
+            watermarks.publish(epoch, 0, first);
+            watermarks.publish(epoch, 0, second);
         }
         assert_eq!([1, 2, 3].map(|epoch| watermarks.at(epoch)), [10, 25, 25]);
         assert_eq!(watermarks.at(1), 10);
-        watermarks.publish(4, 99);
+        watermarks.publish(4, 0, 99);
         assert_eq!(watermarks.at(4), 25, "an epoch that an input has not closed yet");
-        watermarks.publish(4, 98);
+        watermarks.publish(4, 0, 98);
         assert_eq!(watermarks.at(4), 98, "now it has");
         assert_eq!(watermarks.at(4 + 2 * EPOCHS_KEPT), 98, "long after");
-        let watermarks = Watermarks::live(2);
-        watermarks.publish(5, NO_SAY);
-        watermarks.publish(5, 40);
+        let watermarks = Watermarks::live(1, 2);
+        watermarks.publish(5, 0, NO_SAY);
+        watermarks.publish(5, 0, 40);
         assert_eq!(watermarks.at(5), 40, "an input without partitions holds nobody back");
-        watermarks.publish(6, NO_SAY);
-        watermarks.publish(6, NO_SAY);
+        watermarks.publish(6, 0, NO_SAY);
+        watermarks.publish(6, 0, NO_SAY);
         assert_eq!(watermarks.at(6), 40);
-        assert_eq!(watermarks.complete_after(4), [(5, 40), (6, NO_SAY)]);
+        assert_eq!(watermarks.complete_after(4), [(5, vec![40]), (6, vec![NO_SAY])]);
+    }
+
+    #[test]
+    fn each_source_has_a_watermark_and_the_job_the_least() {
+        let watermarks = Watermarks::live(2, 2);
+        let publish = |epoch, of_first: [EventTime; 2], of_second: [EventTime; 2]| {
+            of_first.into_iter().for_each(|watermark| watermarks.publish(epoch, 0, watermark));
+            of_second.into_iter().for_each(|watermark| watermarks.publish(epoch, 1, watermark));
+        };
+        let known = |epoch| (watermarks.at(epoch), watermarks.of(0, epoch), watermarks.of(1, epoch));
+        publish(1, [10, 20], [5, NO_SAY]);
+        assert_eq!(known(1), (5, 10, 5));
+        publish(2, [50, 40], [NO_SAY, NO_SAY]);
+        assert_eq!(known(2), (40, 40, 5), "the other has no say, and is where it was");
+        publish(3, [60, 60], [7, NO_SAY]);
+        assert_eq!(known(3), (40, 60, 7), "it is back, and behind");
+        assert_eq!(known(3 + 2 * EPOCHS_KEPT), (40, 60, 7), "long after");
     }
 
     #[test]
     fn a_member_has_the_watermarks_that_it_was_told() {
-        let member = Watermarks::following(1);
-        member.publish(1, 50);
-        assert_eq!((member.complete_after(0), member.at(1)), (vec![(1, 50)], EventTime::MIN), "others may be behind");
-        member.tell(&[(1, 20), (2, NO_SAY)]);
+        let member = Watermarks::following(1, 1);
+        member.publish(1, 0, 50);
+        let said = vec![(1, vec![50])];
+        assert_eq!((member.complete_after(0), member.at(1)), (said, EventTime::MIN), "others may be behind");
+        member.tell(&[(1, vec![20]), (2, vec![NO_SAY])]);
         assert_eq!([1, 2, 3].map(|epoch| member.at(epoch)), [20; 3]);
-        member.tell(&[(3, 30)]);
+        member.tell(&[(3, vec![30])]);
+        assert_eq!(member.of(0, 3), 30);
         assert_eq!([2, 3, 4 + 2 * EPOCHS_KEPT].map(|epoch| member.at(epoch)), [20, 30, 30]);
     }
 
