@@ -23,6 +23,7 @@ use millstream_kafka_batch::hurry;
 use rdkafka::error::KafkaError;
 use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::util::Timeout;
 
 use super::fence::{self, fenced, is_fence};
 use super::marker::Marker;
@@ -364,7 +365,9 @@ fn mark(topic: &Topic, marker: &Marker, epoch: u64) -> Result<(), SinkError> {
     let offsets = marker.offsets(epoch).map_err(|error| said(topic, "make a marker", &error))?;
     if !failpoint::has(Flaw::NoMarker) {
         again(topic, "add the marker to the transaction", None, || {
-            topic.producer.send_offsets_to_transaction(&offsets, &marker.group, CALL_WAIT)
+            // librdkafka asks again by itself, and gives the whole transaction up when the time is over: it has as long as the
+            // transaction may be open.
+            topic.producer.send_offsets_to_transaction(&offsets, &marker.group, Timeout::Never)
         })?;
     }
     failpoint::reached(Point::MarkerSent);

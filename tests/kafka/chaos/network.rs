@@ -114,12 +114,19 @@ fn a_network_that_fails_costs_time_and_nothing_else() {
 
 /// Longer than a call to the brokers may take before it is made again, and shorter than a transaction may be open.
 const LONGER_THAN_A_CALL: Duration = Duration::from_millis(10_500);
+/// A quarter of that is how long an answer is waited for: longer than a call, too.
+const FOUR_TIMES_LONGER: &str = "48s";
+/// When a request without an answer has been made again.
+const LONGER_THAN_AN_ANSWER: Duration = Duration::from_secs(14);
 
 #[test]
 fn a_call_without_an_answer_is_made_again_and_a_job_that_does_not_ends() {
     let proxy = Proxy::start();
     let broker = Broker::behind(&proxy);
-    let behind = || Service::new(broker.address(), "chaos").set("BROKERS", &proxy.address());
+    let behind = || {
+        let service = Service::new(broker.address(), "chaos").set("BROKERS", &proxy.address());
+        service.set("TRANSACTION_TIMEOUT", FOUR_TIMES_LONGER)
+    };
     let seed = seed();
     let (mut right, mut wrong) = (Chaos::of(behind(), seed), Chaos::of(behind(), seed).wrong(Flaw::NoRetry));
     // Most of the time there is a commit to come.
@@ -138,6 +145,10 @@ fn a_call_without_an_answer_is_made_again_and_a_job_that_does_not_ends() {
         }
     }
     assert!(running.err().contains("trying again"), "{}", running.err());
+    // One call makes its requests again by itself, and has as long for it as the transaction may be open.
+    assert!(proxy.swallow_answer(Request::TxnOffsetCommit, LONG));
+    std::thread::sleep(LONGER_THAN_AN_ANSWER);
+    right.goes_on(&mut running);
     right.finish_with(running).unwrap();
     assert!(!ending.runs(), "it goes on: {}", ending.err());
     let said = ending.end();
