@@ -161,7 +161,10 @@ impl Watermarks {
             }
             Late::Drop => out.late += late.len() as u64,
             Late::Reject => {
-                let detail = format!("it is more than {} ms behind the newest event of its partition", self.lateness);
+                let detail = format!(
+                    "it is more than {} ms behind the newest event of its partition, or of the source while the partition had none",
+                    self.lateness
+                );
                 let reject =
                     |row: &u32| Reject::of_row(&self.stage, Reason::Late, detail.as_str(), &batch, *row as usize);
                 out.rejects.extend(late.iter().map(reject));

@@ -157,7 +157,7 @@ fn kill_process(running: &mut Running) {
     until(running, "failpoint: waiting");
     let log = running.err();
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let started = lines.filter(|line| line["message"] == "started").last().expect("it has started one");
+    let started = lines.filter(|line| line["message"] == "started").next_back().expect("it has started one");
     let status = Command::new("kill").args(["-s", "KILL", &started["pid"].to_string()]).status();
     assert!(status.expect("kill starts").success(), "{log}");
     until(running, "is started again");

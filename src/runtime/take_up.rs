@@ -113,7 +113,7 @@ impl TakenUp {
     fn pass_gaps(&mut self, plan: &Plan, allowed: &[String]) -> anyhow::Result<()> {
         let progress = &mut self.checkpoint.progress;
         for (stream, source) in plan.sources() {
-            let is_allowed = allowed.iter().any(|name| *name == stream.name);
+            let is_allowed = allowed.contains(&stream.name);
             let (Some(connector), Some(positions)) = (source.connector(), progress.positions.get_mut(&stream.name))
             else {
                 continue;

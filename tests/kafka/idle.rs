@@ -27,8 +27,10 @@ fn send_labels(service: &Service, at: u64, ids: std::ops::RangeInclusive<u64>) {
     service.send("labels", 2, ids.map(label));
 }
 
-fn start(service: &Service, workers: usize) -> Running {
-    let mut running = service.run(&["--workers", &workers.to_string(), "--http", "off"]);
+/// Starts a job with two workers, in so many processes.
+fn start(service: &Service, processes: u64) -> Running {
+    let (processes, workers) = (processes.to_string(), (2 / processes).to_string());
+    let mut running = service.run(&["--processes", &processes, "--workers", &workers, "--http", "off"]);
     until(&mut running, "\"source\":\"events\"");
     until(&mut running, "\"source\":\"labels\"");
     running
@@ -47,15 +49,15 @@ fn standing(summary: &Value) -> u64 {
 /// Those of the last 3 s, of the half second for which more are waited for, and the newest.
 const RECENT: std::ops::RangeInclusive<u64> = 30..=37;
 
-/// With two workers each partition has one of its own.
+/// Each partition has a worker of its own.
 #[test]
 fn a_partition_that_is_idle_holds_no_other_back_whichever_worker_reads_it() {
-    for workers in [1, 2] {
+    for processes in [1, 2] {
         let service = Service::chaos(2).set("IDLE_AFTER", "1s").set("LATE", "drop");
         // One of two partitions, and all of a source.
         send(&service, 1, 1..2);
         send_labels(&service, BEGINNING, 1..=2);
-        let mut running = start(&service, workers);
+        let mut running = start(&service, processes);
         service.until("vectors", 1, &mut running);
         std::thread::sleep(Duration::from_millis(2_500));
         send(&service, 0, MINUTE);
@@ -72,10 +74,10 @@ fn a_partition_that_is_idle_holds_no_other_back_whichever_worker_reads_it() {
         send(&service, 1, 601..602);
         service.until("vectors", 601, &mut running);
         let summary = stop(running);
-        assert_eq!(summary["late"], json!({ "events": 1 }), "{workers} workers: {summary}");
-        assert_eq!(summary["events"]["labels"], 3, "{workers} workers: {summary}");
+        assert_eq!(summary["late"], json!({ "events": 1 }), "{processes} processes: {summary}");
+        assert_eq!(summary["events"]["labels"], 3, "{processes} processes: {summary}");
         let standing = standing(&summary);
-        assert!(RECENT.contains(&standing), "{standing} predictions stand with {workers} workers");
+        assert!(RECENT.contains(&standing), "{standing} predictions stand with {processes} processes");
     }
 }
 
@@ -86,10 +88,10 @@ fn a_partition_without_new_events_is_where_it_was_before_the_stop() {
     send(&service, 1, MINUTE);
     // Later than all events.
     send_labels(&service, BEGINNING + 3_600_000, 1..=2);
-    let mut running = start(&service, 2);
+    let mut running = start(&service, 1);
     service.until("vectors", 600, &mut running);
     assert_eq!(standing(&stop(running)), 600, "the other one holds them");
-    let mut running = start(&service, 2);
+    let mut running = start(&service, 1);
     send(&service, 0, MINUTE.start + 1..MINUTE.end);
     service.until("vectors", 600 + 598, &mut running);
     let standing = standing(&stop(running));

@@ -216,7 +216,7 @@ fn a_start_is_not_misled_by_faults() {
 fn a_large_segment_goes_in_parts() {
     let place = memory(Faults::default());
     let mut store = store(&place);
-    let bytes: Vec<u8> = (0..40 << 20).map(|at: u32| (at * 31 >> 3) as u8).collect();
+    let bytes: Vec<u8> = (0..40 << 20).map(|at: u32| ((at * 31) >> 3) as u8).collect();
     let large: Vec<Block> =
         bytes.chunks(5 << 20).map(|part| block(Kind::Outbox, "kafka \"quoted\"", 1, 9, part.to_vec())).collect();
     store.publish_and_tidy(&progress(9), &large).unwrap();

@@ -29,7 +29,9 @@ fn check_merges(place: &Place, limits: Limits) -> Store {
             ];
             expected.remove(&gone);
             expected.insert(key, value);
-            part.and_then(|part| expected.get_mut(&part)).map(|value| value.push('+'));
+            if let Some(value) = part.and_then(|part| expected.get_mut(&part)) {
+                value.push('+');
+            }
             // Outputs of three epochs wait.
             let committed = [(effect_name("sinks.kafka \"quoted\"", 1), epoch.saturating_sub(3))].into();
             store.publish_and_tidy(&Progress { committed, ..progress(epoch) }, &changes).unwrap();
@@ -53,7 +55,9 @@ fn check_merges(place: &Place, limits: Limits) -> Store {
 fn noise(length: usize) -> Vec<u8> {
     let mut state = 1_u64;
     let mut next = || {
-        (state ^= state << 13, state ^= state >> 7, state ^= state << 17);
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
         state as u8
     };
     (0..length).map(|_| next()).collect()

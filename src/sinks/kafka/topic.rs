@@ -67,7 +67,7 @@ impl Topic {
 
     /// What the client had to say meanwhile.
     pub fn trouble(&self) -> Option<Trouble> {
-        (0..EVENTS_AT_ONCE).for_each(|_| _ = self.producer.poll(Duration::ZERO));
+        (0..EVENTS_AT_ONCE).for_each(|_| self.producer.poll(Duration::ZERO));
         self.producer.context().client.take_trouble()
     }
 
