@@ -21,6 +21,9 @@ const OF_LABELS: i32 = 2;
 pub const TOPICS: [(&str, i32); 5] =
     [("events", PARTITIONS), ("labels", OF_LABELS), ("vectors", 2), ("rejects", 1), ("signals", 1)];
 
+/// How many events a job may be behind: then the writer waits, or those who die all the time would have hours to catch up with.
+const BEHIND_MAX: u64 = 30_000;
+
 /// The variable of the topology that names the stream of the events: `events` for a job that takes each as it comes.
 pub const STREAM: &str = "STREAM";
 
@@ -45,12 +48,9 @@ impl World {
             let partitions = TOPICS.iter().find(|(topic, _)| *topic == name).map_or(1, |(_, partitions)| *partitions);
             Reader::start(&service.brokers, service.topic(name), partitions)
         };
-        World {
-            writer: Writer::start(service, seed),
-            vectors: reader("vectors"),
-            rejects: reader("rejects"),
-            signals: reader("signals"),
-        }
+        let (vectors, rejects, signals) = (reader("vectors"), reader("rejects"), reader("signals"));
+        let outputs = [vectors.values.clone(), rejects.values.clone()];
+        World { writer: Writer::start(service, seed, outputs), vectors, rejects, signals }
     }
 
     /// How many events there are.
@@ -60,7 +60,7 @@ impl World {
 
     /// How many vectors and dead letters have been read.
     pub fn read(&self) -> usize {
-        self.vectors.len() + self.rejects.len()
+        self.vectors.values.len() + self.rejects.values.len()
     }
 
     /// Writes no more.
@@ -143,7 +143,7 @@ impl Committed {
     }
 }
 
-/// Writes events at about a thousand a second until it is told to stop, and their labels.
+/// Writes events at about a thousand a second until it is told to stop, and their labels; waits for a job that is far behind.
 struct Writer {
     stop: Arc<AtomicBool>,
     /// How many events there are.
@@ -152,13 +152,15 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(service: &Service, seed: u64) -> Writer {
+    /// Writes to a job whose outputs are these.
+    fn start(service: &Service, seed: u64, outputs: [Arc<Values>; 2]) -> Writer {
         let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (asked, count) = (stop.clone(), written.clone());
         let (brokers, topics) = (service.brokers.clone(), ["events", "labels"].map(|name| service.topic(name)));
         // A job that does not tell them apart is sent none twice.
         let oracle = Oracle::new(!service.has(STREAM));
-        let thread = std::thread::spawn(move || write_events(&brokers, &topics, oracle, seed, &asked, &count));
+        let read = move || outputs.iter().map(|values| values.len() as u64).sum();
+        let thread = std::thread::spawn(move || write_events(&brokers, &topics, oracle, seed, &asked, &count, read));
         Writer { stop, written, thread: Some(thread) }
     }
 
@@ -180,6 +182,7 @@ fn write_events(
     seed: u64,
     stop: &AtomicBool,
     written: &AtomicU64,
+    read: impl Fn() -> u64,
 ) -> (Oracle, [u64; 2]) {
     let (mut random, mut id) = (Random(seed), 0);
     let (mut repeated, mut labelled) = (0, 0);
@@ -205,6 +208,9 @@ fn write_events(
         producer.poll(Duration::ZERO);
         written.store(id, Ordering::Release);
         std::thread::sleep(Duration::from_millis(random.below(90)));
+        while id > read() + BEHIND_MAX && !stop.load(Ordering::Acquire) {
+            producer.poll(Duration::from_millis(20));
+        }
     }
     let last = oracle.labels.due(u64::MAX - 1);
     labelled += last.len() as u64;
@@ -213,20 +219,29 @@ fn write_events(
     (oracle, [repeated, labelled])
 }
 
+/// What has been read of a topic, by partition.
+struct Values(Mutex<Vec<Vec<Vec<u8>>>>);
+
+impl Values {
+    /// How many there are.
+    fn len(&self) -> usize {
+        self.0.lock().unwrap().iter().map(Vec::len).sum()
+    }
+}
+
 /// Reads what is committed in a topic as it comes, for as long as it lives: nothing that it has once seen can be taken back.
 struct Reader {
     brokers: String,
     topic: String,
     stop: Arc<AtomicBool>,
-    /// By partition.
-    values: Arc<Mutex<Vec<Vec<Vec<u8>>>>>,
+    values: Arc<Values>,
     thread: JoinHandle<()>,
 }
 
 impl Reader {
     fn start(brokers: &str, topic: String, partitions: i32) -> Reader {
         let consumer = read_from_beginning(brokers, &topic, partitions);
-        let values = Arc::new(Mutex::new(vec![Vec::new(); partitions as usize]));
+        let values = Arc::new(Values(Mutex::new(vec![Vec::new(); partitions as usize])));
         let (stop, into) = (Arc::new(AtomicBool::new(false)), values.clone());
         let asked = stop.clone();
         let thread = std::thread::spawn(move || {
@@ -234,23 +249,18 @@ impl Reader {
                 // A broker that is away for a moment comes back.
                 if let Some(Ok(message)) = consumer.poll(Duration::from_millis(50)) {
                     let value = message.payload().unwrap_or_default().to_vec();
-                    into.lock().unwrap()[message.partition() as usize].push(value);
+                    into.0.lock().unwrap()[message.partition() as usize].push(value);
                 }
             }
         });
         Reader { brokers: brokers.to_owned(), topic, stop, values, thread }
     }
 
-    /// How many there are.
-    fn len(&self) -> usize {
-        self.values.lock().unwrap().iter().map(Vec::len).sum()
-    }
-
     /// Stops, reads the topic anew from its beginning to its end, and gives what is there; what was read as it came must be.
     fn finish(self) -> Result<Vec<Vec<u8>>, String> {
         self.stop.store(true, Ordering::Release);
         self.thread.join().expect("the reader ends");
-        let seen = std::mem::take(&mut *self.values.lock().unwrap());
+        let seen = std::mem::take(&mut *self.values.0.lock().unwrap());
         let all = read_to_end(&self.brokers, &self.topic, seen.len() as i32)?;
         for (partition, (seen, all)) in seen.iter().zip(&all).enumerate() {
             if !all.starts_with(seen) {
