@@ -170,6 +170,13 @@ impl<C: ConsumerContext + 'static> Queue<C> {
         self.next - start
     }
 
+    /// How many wait to be given, or somewhat more: what librdkafka throws away of them is counted as well.
+    pub fn waiting(&self) -> usize {
+        // SAFETY: the queue is alive.
+        let in_queue = unsafe { sys::rd_kafka_queue_length(self.native.queue.as_ptr()) };
+        self.filled - self.next + in_queue
+    }
+
     /// Takes what waits. Asked with a timeout, librdkafka waits all of it unless the batch fills: so it is asked
     /// without, and if there is nothing, for one message with the timeout and then for what came with it.
     fn fill(&mut self, wait: Duration) {

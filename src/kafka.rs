@@ -15,6 +15,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 
 pub mod context;
+pub mod heard;
 pub mod options;
 
 pub use context::{Context, Trouble};
@@ -111,7 +112,7 @@ fn client(brokers: &str, name: &str) -> ClientConfig {
         .set("socket.keepalive.enable", "true")
         // A network may swallow what it likes and tell nobody.
         .set("socket.timeout.ms", ANSWER_WAIT.as_millis().to_string())
-        // For the number of brokers that are up; the client makes the text when it is polled.
+        // For the number of brokers that are up. Sources, which want to know more, look more often.
         .set("statistics.interval.ms", "5000")
         // A broker that comes back is found within two seconds; the default lets ten go by.
         .set("reconnect.backoff.max.ms", "2000");

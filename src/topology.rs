@@ -138,8 +138,8 @@ pub struct EventTimeConfig {
     /// events of hosts with a fast clock; too large lets one bad stamp close every window.
     #[serde(default = "ahead_max")]
     pub ahead_max: Millis,
-    /// A partition without events for this long no longer holds the watermark back. Too short, and events of one that only paused, or
-    /// whose network did, come late; too long, and windows and drift signals wait for one that has no events.
+    /// A partition without events for this long no longer holds the watermark back; while its broker does not answer it has them. Too
+    /// short, and events of one that only paused come late; too long, and windows and drift signals wait for one that has no events.
     #[serde(default = "idle_after")]
     pub idle_after: Millis,
 }

@@ -2,8 +2,8 @@
 //! say why a call timed out. A broker that is away is said at once, then every minute, and when it is back.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rdkafka::config::RDKafkaLogLevel;
@@ -16,6 +16,7 @@ use rdkafka::{ClientContext, Statistics};
 use crate::metrics::catalogue::{KAFKA_BROKERS_UP, KAFKA_CLIENT_ERRORS, KAFKA_COMMIT_ERRORS};
 
 use super::ClientError;
+use super::heard::Heard;
 
 /// At most one line of a kind in this time: librdkafka repeats itself for every broker and every try.
 const LOG_EVERY: Duration = Duration::from_secs(60);
@@ -34,6 +35,8 @@ pub struct Context {
     /// Since when no broker has answered; none while one does. `down` is the same for those who ask often.
     down_since: Mutex<Option<Instant>>,
     down: AtomicBool,
+    made: Instant,
+    heard: Mutex<Arc<Heard>>,
 }
 
 /// An error of the whole client.
@@ -48,8 +51,20 @@ pub struct Trouble {
 impl Context {
     /// The callbacks of a client called `client` in the log.
     pub fn new(client: String) -> Self {
-        let (last, down_since) = (Mutex::new(None), Mutex::new(None));
-        Context { client, quiet: Quiet::default(), last, down_since, down: AtomicBool::new(false) }
+        Context {
+            client,
+            quiet: Quiet::default(),
+            last: Mutex::new(None),
+            down_since: Mutex::new(None),
+            down: AtomicBool::new(false),
+            made: Instant::now(),
+            heard: Mutex::default(),
+        }
+    }
+
+    /// What the client has heard of its brokers up to the newest look at its statistics.
+    pub fn heard(&self) -> Arc<Heard> {
+        self.heard.lock().expect("no thread panics while it looks").clone()
     }
 
     /// Takes the last error of the client: why it could not do what it was asked.
@@ -131,6 +146,8 @@ impl ClientContext for Context {
     fn stats(&self, statistics: Statistics) {
         let up = statistics.brokers.values().filter(|broker| broker.state == "UP" && broker.nodeid >= 0).count();
         KAFKA_BROKERS_UP.of([&self.client]).set(up as f64);
+        let mut heard = self.heard.lock().expect("no thread panics while it looks");
+        *heard = Arc::new(heard.next(self.made, &statistics));
     }
 }
 

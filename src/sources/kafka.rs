@@ -96,7 +96,7 @@ impl Connector for KafkaSource {
     /// gone and a user who may not read come as errors of the returned thread, as soon as a broker says so.
     fn start(&self, start: Start) -> Result<JoinHandle<Result<(), SourceError>>, SourceError> {
         let name = start.name.clone();
-        let consumer = self.consumer(&name, &start.job)?;
+        let consumer = self.consumer(&name, &start.job, start.idle_after)?;
         let (source, status) = (self.clone(), start.status.clone());
         let run = move || {
             let consumer = Arc::new(consumer);
@@ -117,7 +117,7 @@ impl Connector for KafkaSource {
         positions: &mut Positions,
         topics: &mut Topics,
     ) -> Result<Vec<Gap>, SourceError> {
-        let consumer = Arc::new(self.consumer(name, job)?);
+        let consumer = Arc::new(self.consumer(name, job, Duration::MAX)?);
         // A start is ended from outside.
         let halt = Halt::by(Arc::default());
         let gaps = Contact { source: self, name, consumer: &consumer, halt: &halt }.pass_gaps(positions, topics);
@@ -127,14 +127,23 @@ impl Connector for KafkaSource {
 }
 
 impl KafkaSource {
-    /// A client for source `name` of `job`.
-    fn consumer(&self, name: &str, job: &str) -> Result<BaseConsumer<Context>, SourceError> {
+    /// A client for source `name` of `job`, of which it is asked whether partitions have had no events for `idle_after`.
+    fn consumer(&self, name: &str, job: &str, idle_after: Duration) -> Result<BaseConsumer<Context>, SourceError> {
         let config = kafka::consumer(&self.brokers, job, &self.options);
-        let consumer = config.and_then(|config| kafka::open_consumer(&config, format!("source {name}")));
+        let consumer = config.and_then(|mut config| {
+            // A broker has twice the time to answer a fetch in between.
+            let fetch = kafka::number(&config, "fetch.wait.max.ms").unwrap_or_default();
+            let quarter = (idle_after / 4).clamp(LOOK_MIN, LOOK_MAX).as_millis();
+            config.set("statistics.interval.ms", quarter.max(2 * fetch as u128).to_string());
+            kafka::open_consumer(&config, format!("source {name}"))
+        });
         consumer.map_err(|error| SourceError::Kafka { name: name.to_string(), detail: error.to_string() })
     }
 }
 
+/// How often the client's statistics are looked at, at most and at least: what is known of idle partitions is as old as that.
+const LOOK_MIN: Duration = Duration::from_millis(250);
+const LOOK_MAX: Duration = Duration::from_secs(5);
 /// How long the end of a source waits for its client to take leave of the brokers.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 

@@ -7,6 +7,7 @@ use millstream::sources::kafka::StartAt;
 use millstream::sources::{Connection, Positions, SourceError, Topics};
 
 use super::own_broker::Broker;
+use super::proxy::{Network, Proxy};
 use super::*;
 
 #[test]
@@ -320,21 +321,50 @@ fn a_partition_at_its_end_becomes_idle_once() {
     source.stop().1.unwrap();
 }
 
-/// Or a broker that is restarted would let time go on without what waits at it.
+/// Or time would go on without what waits at a broker that is restarted, or on the way from it.
 #[test]
-fn no_partition_is_idle_while_no_broker_answers() {
-    let broker = Broker::plain();
-    let (brokers, topic) = (broker.address(), unique("away"));
-    create(&brokers, &topic, 2, &[]);
-    write(&brokers, &topic, [(0, b"1".as_slice()), (1, b"2")]);
+fn no_partition_is_idle_while_its_broker_is_not_heard() {
+    let proxy = Proxy::start();
+    let broker = Broker::behind(&proxy);
+    let topic = unique("away");
+    create(&broker.address(), &topic, 2, &[]);
     let idle_after = Duration::from_secs(4);
+    let mut source = Source::start(&proxy.address(), &[&topic], Setup { idle_after, ..Setup::default() });
+    let stall = |stalls: bool| proxy.set(if stalls { Network::Stalls } else { Network::Works });
+    let kill = |kill: bool| broker.run(&[if kill { "kill" } else { "start" }, "1"]);
+    let troubles: [&dyn Fn(bool); 2] = [&stall, &kill];
+    for (n, trouble) in (1..).zip(troubles) {
+        write(&broker.address(), &topic, [(0, b"1".as_slice()), (1, b"2")]);
+        source.until_messages(2 * n);
+        source.idle.clear();
+        // Both have been read to their ends.
+        let read = Instant::now();
+        source.until("their ends", |_| read.elapsed() > Duration::from_secs(1));
+        trouble(true);
+        source.until("long enough", |_| read.elapsed() > 3 * idle_after);
+        assert!(source.idle.is_empty(), "{:?}", source.idle);
+        trouble(false);
+        source.until("both idle", |source| source.idle.len() == 2);
+    }
+    source.stop().1.unwrap();
+}
+
+#[test]
+fn a_partition_whose_message_waits_behind_others_is_not_idle() {
+    let (brokers, topic) = (brokers(), unique("behind"));
+    create(&brokers, &topic, 2, &[]);
+    write(&brokers, &topic, [(1, b"first".as_slice())]);
+    let idle_after = Duration::from_secs(3);
     let mut source = Source::start(&brokers, &[&topic], Setup { idle_after, ..Setup::default() });
-    source.until_messages(2);
-    broker.run(&["kill", "1"]);
-    let away = Instant::now();
-    source.until("long enough", |_| away.elapsed() > 2 * idle_after);
-    assert!(source.idle.is_empty(), "{:?}", source.idle);
-    broker.run(&["start", "1"]);
+    source.until_messages(1);
+    // More than the worker takes, which is held meanwhile.
+    let many: Vec<(i32, &[u8])> = vec![(0, b"of another".as_slice()); 20_000];
+    write(&brokers, &topic, many);
+    std::thread::sleep(2 * idle_after);
+    write(&brokers, &topic, [(1, b"second".as_slice())]);
+    std::thread::sleep(Duration::from_secs(1));
+    source.until("the second", |source| source.got.iter().filter(|got| got.partition == 1).count() == 2);
+    assert!(source.idle.is_empty(), "{:?} after {} messages", source.idle, source.got.len());
     source.until("both idle", |source| source.idle.len() == 2);
     source.stop().1.unwrap();
 }

@@ -14,6 +14,7 @@ use rdkafka::types::RDKafkaErrorCode;
 
 use super::{Halt, Tracked};
 use crate::kafka::Context;
+use crate::kafka::heard::Heard;
 use crate::sources::{Arrival, Closed, Port};
 
 /// Most messages in a batch.
@@ -32,6 +33,10 @@ pub(super) struct Reader<'a> {
     pub paused: &'a AtomicBool,
     pub idle_after: Duration,
     pub inbox: Inbox,
+    /// How many things were taken from the queue.
+    pub taken: u64,
+    /// What was heard last, and how many things will have been taken when all has been that was fetched until then.
+    pub heard: (Arc<Heard>, u64),
 }
 
 /// Why a reader ended before it was told to.
@@ -76,11 +81,11 @@ impl Reader<'_> {
         let mut idle_checked = Instant::now();
         while !self.halt.now() {
             self.inbox.adopt();
-            self.queue.read(WAIT, |fetched| self.inbox.take(fetched));
+            self.taken += self.queue.read(WAIT, |fetched| self.inbox.take(fetched)) as u64;
             self.hand_over()?;
             if idle_checked.elapsed() >= WAIT {
                 idle_checked = Instant::now();
-                self.tell_idle(idle_checked)?;
+                self.tell_idle()?;
             }
         }
         if !self.halt.broken.load(Relaxed) {
@@ -112,19 +117,22 @@ impl Reader<'_> {
         self.inbox.broken.take().map_or(Ok(()), Err)
     }
 
-    fn tell_idle(&mut self, now: Instant) -> Result<(), Broken> {
-        // Nobody has come to the end of anything while no broker answers.
-        if self.inbox.context.is_down() {
-            self.inbox.partitions.iter_mut().for_each(|partition| partition.ended = now);
+    /// Tells which partitions have no events: not those whose events don't come, or lie in the queue behind others'.
+    fn tell_idle(&mut self) -> Result<(), Broken> {
+        let waiting = self.queue.waiting() as u64;
+        let (heard, through) = &self.heard;
+        if self.taken < *through && waiting > 0 {
+            return Ok(());
         }
-        for partition in &mut self.inbox.partitions {
-            // A partition that is not read to its end has events: they just don't come.
-            let quiet = now.duration_since(partition.ended) >= self.idle_after;
-            if quiet && !partition.told_idle && partition.tracked.at_end.load(Relaxed) {
-                partition.told_idle = true;
-                self.port.send(Arrival::Idle(partition.tracked.number))?;
+        for Partition { tracked, ended, told_idle } in &mut self.inbox.partitions {
+            // A partition that is not read to its end has events.
+            let may_be = !*told_idle && tracked.at_end.load(Relaxed);
+            if may_be && heard.quiet(&tracked.topic, tracked.partition, *ended) >= self.idle_after {
+                *told_idle = true;
+                self.port.send(Arrival::Idle(tracked.number))?;
             }
         }
+        self.heard = (self.inbox.context.heard(), self.taken + waiting);
         Ok(())
     }
 }

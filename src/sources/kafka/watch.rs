@@ -42,7 +42,8 @@ pub(super) fn run(source: &KafkaSource, consumer: Arc<BaseConsumer<Context>>, st
             let (assign, assigned) = unbounded();
             lanes.push(Lane { inlet: queue.inlet(), assign });
             let inbox = Inbox::new(assigned, consumer.context().clone(), start.source, message_size_max);
-            let reader = Reader { queue, port, halt: &halt, paused, idle_after, inbox };
+            let (taken, heard) = (0, Default::default());
+            let reader = Reader { queue, port, halt: &halt, paused, idle_after, inbox, taken, heard };
             let halt = &halt;
             let run = move || reader.run().inspect_err(|_| halt.broken.store(true, Relaxed));
             readers.push(scope.spawn(run));
