@@ -280,6 +280,10 @@ pub fn explain(error: &KafkaError, brokers: &str, trouble: Option<Trouble>) -> C
         }
         Some(Trouble { reason, .. }) => ClientError::Unreachable { brokers, reason },
         None => match error.rdkafka_error_code() {
+            Some(code) if is_moving(code) => {
+                let reason = format!("what was asked for is on its way from one broker to another: {code}");
+                ClientError::Unreachable { brokers, reason }
+            }
             Some(code) if !is_silence(code) => {
                 ClientError::Refused { tried: "a request".into(), brokers, said: code.to_string() }
             }
@@ -295,9 +299,20 @@ pub fn explain(error: &KafkaError, brokers: &str, trouble: Option<Trouble>) -> C
 /// True if the code says that nobody answered.
 fn is_silence(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, OperationTimedOut, Resolve, TimedOutQueue};
-    use RDKafkaErrorCode::{BrokerNotAvailable, LeaderNotAvailable, NotLeaderForPartition, RequestTimedOut};
     let local = matches!(code, AllBrokersDown | BrokerTransportFailure | OperationTimedOut | Resolve | TimedOutQueue);
-    local || matches!(code, BrokerNotAvailable | LeaderNotAvailable | NotLeaderForPartition | RequestTimedOut)
+    local || code == RDKafkaErrorCode::RequestTimedOut
+}
+
+/// True if the code says that another broker has the partition or the group, or will have it in a moment: it is asked for again.
+pub(crate) fn is_moving(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode::{BrokerNotAvailable, DestroyBroker, ListenerNotFound, NetworkException};
+    use RDKafkaErrorCode::{CoordinatorLoadInProgress, CoordinatorNotAvailable, NotCoordinator};
+    use RDKafkaErrorCode::{FencedLeaderEpoch, LeaderNotAvailable, NotLeaderForPartition, UnknownLeaderEpoch};
+    use RDKafkaErrorCode::{KafkaStorageError, OffsetNotAvailable, ReplicaNotAvailable};
+    let broker = matches!(code, BrokerNotAvailable | DestroyBroker | ListenerNotFound | NetworkException);
+    let group = matches!(code, CoordinatorLoadInProgress | CoordinatorNotAvailable | NotCoordinator);
+    let leader = matches!(code, FencedLeaderEpoch | LeaderNotAvailable | NotLeaderForPartition | UnknownLeaderEpoch);
+    broker || group || leader || matches!(code, KafkaStorageError | OffsetNotAvailable | ReplicaNotAvailable)
 }
 
 /// A client that asks for what concerns topics, and what waits for its answers.
@@ -345,5 +360,25 @@ pub fn create_topic(config: &ClientConfig, topic: &str, partitions: i32) -> Resu
         }
         Some(Err((_, code))) => Err(refused(code)),
         None => Err(refused(RDKafkaErrorCode::Unknown)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_moves_is_asked_for_again_and_what_is_refused_is_not() {
+        use RDKafkaErrorCode::{DestroyBroker, FencedLeaderEpoch, NotCoordinator, OperationTimedOut};
+        use RDKafkaErrorCode::{OffsetOutOfRange, TopicAuthorizationFailed, UnsupportedVersion};
+        let explained = |code| explain(&KafkaError::MetadataFetch(code), "a:1", None);
+        for code in [DestroyBroker, FencedLeaderEpoch, NotCoordinator, OperationTimedOut] {
+            assert!(explained(code).is_transient(), "{code}");
+        }
+        for code in [OffsetOutOfRange, TopicAuthorizationFailed, UnsupportedVersion] {
+            assert!(!explained(code).is_transient(), "{code}");
+        }
+        let moving = "no broker answers at a:1: what was asked for is on its way from one broker to another: ";
+        assert!(explained(DestroyBroker).to_string().starts_with(moving), "{}", explained(DestroyBroker));
     }
 }

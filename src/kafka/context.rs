@@ -132,7 +132,8 @@ impl ClientContext for Context {
                 *self.last.lock().expect("no thread panics while it holds the error") = Some(trouble);
             }
         }
-        let kind = if super::is_silence(code) { SILENCE.to_owned() } else { format!("{code:?}") };
+        let kind =
+            if super::is_silence(code) || super::is_moving(code) { SILENCE.to_owned() } else { format!("{code:?}") };
         if let Some(suppressed) = self.quiet.say(&kind) {
             // librdkafka counts brokers that it has not met yet: `0/2 brokers are down` says that none answers.
             let said = match code {

@@ -11,7 +11,6 @@ use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerGroupMetadata};
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::TopicPartitionList;
-use rdkafka::types::RDKafkaErrorCode;
 
 use super::KafkaSink;
 use crate::kafka::{self, Context};
@@ -111,7 +110,6 @@ impl Marker {
 
 /// Asks for the marker, again and again while the group's coordinator is on its way from one broker to another.
 fn committed(consumer: &BaseConsumer<Context>, topic: &str) -> Result<TopicPartitionList, KafkaError> {
-    use RDKafkaErrorCode::{CoordinatorLoadInProgress, CoordinatorNotAvailable, NotCoordinator};
     let deadline = Instant::now() + WAIT;
     loop {
         let mut asked = TopicPartitionList::new();
@@ -120,10 +118,7 @@ fn committed(consumer: &BaseConsumer<Context>, topic: &str) -> Result<TopicParti
             Ok(found) => return Ok(found),
             Err(error) => error,
         };
-        let moving = matches!(
-            error.rdkafka_error_code(),
-            Some(CoordinatorLoadInProgress | CoordinatorNotAvailable | NotCoordinator)
-        );
+        let moving = error.rdkafka_error_code().is_some_and(kafka::is_moving);
         if !moving || Instant::now() > deadline {
             return Err(error);
         }
