@@ -6,7 +6,7 @@ use super::super::own_broker::Broker;
 use super::super::proxy::{Network, Proxy, Request};
 use super::super::service::Service;
 use super::super::*;
-use super::driver::Chaos;
+use super::driver::{Chaos, until};
 use crate::program::Running;
 use crate::random::{Random, seed, variable};
 
@@ -129,15 +129,18 @@ fn a_call_without_an_answer_is_made_again_and_a_job_that_does_not_ends() {
     };
     let seed = seed();
     let (mut right, mut wrong) = (Chaos::of(behind(), seed), Chaos::of(behind(), seed).wrong(Flaw::NoRetry));
-    // Most of the time there is a commit to come.
-    let commits_late = "marker-sent=sleep:200";
+    // Most of the time there is a commit to come, and not a marker, for which there is no such limit.
+    let commits_late = "marker-sent=sleep:500";
     let (mut running, mut ending) = (right.start(1, commits_late), wrong.start(1, commits_late));
     right.goes_on(&mut running);
     wrong.goes_on(&mut ending);
     // Not each finds both in the middle of a call.
     let have_met_it =
         |running: &Running, ending: &mut Running| running.err().contains("trying again") && !ending.runs();
+    let waits = |running: &Running| running.err().matches("failpoint: waiting").count();
     for _ in 0..4 {
+        let before = waits(&running);
+        until(&mut running, |running| waits(running) > before);
         Trouble::Lasts(Network::Stalls, LONGER_THAN_A_CALL).befall(&proxy, LONG);
         right.goes_on(&mut running);
         if have_met_it(&running, &mut ending) {
